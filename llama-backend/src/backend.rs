@@ -1,0 +1,90 @@
+//! [`Backend`] and [`Model`]: the minimum that an engine implements.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{BackendError, Batch, DType, LoadParams, Logits, MemoryPlan, ModelConfig, Slot, WeightSource};
+
+/// An engine on a device, without state: what it can do, what a model would cost, and how to load one.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// The engine's name, as users write it: `"candle"`.
+    fn name(&self) -> &'static str;
+
+    /// What the engine can do. Callers ask before they load, rather than fail half-way.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The bytes that a model of this shape would take, were its matrices stored as `dtype`.
+    fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan;
+
+    /// Loads a model and allocates its KV cache.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Config`] or [`BackendError::Params`] for a shape or limits that make no model,
+    /// [`BackendError::Weights`] when a tensor is missing, mis-shaped or of a type that the engine does not take,
+    /// [`BackendError::Engine`] when the engine itself fails.
+    fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError>;
+}
+
+/// Weights and the KV cache slots that go with them.
+///
+/// A model is made, used and dropped on one thread of its owner's: `Send`, but not `Sync`.
+pub trait Model: Send {
+    /// The shape of the model.
+    fn config(&self) -> &ModelConfig;
+
+    /// The limits that the model was loaded with.
+    fn params(&self) -> &LoadParams;
+
+    /// Appends each run's tokens to its slot and writes the wanted logits, in the order of the runs.
+    ///
+    /// # Shapes
+    ///
+    /// `out`: `[batch.n_rows(), vocab_size]`, f32; what it held before is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// A batch that breaks a rule of [`Slots::check`] is refused before any compute. After any error every slot is as it was,
+    /// unless the error is [`BackendError::SlotLost`].
+    fn forward(&mut self, batch: &Batch<'_>, out: &mut Logits) -> Result<(), BackendError>;
+
+    /// Keeps the positions `< len` of a slot; `len` 0 frees it.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::UnknownSlot`]; [`BackendError::BeyondLength`] when the slot is shorter than `len`.
+    fn truncate(&mut self, slot: Slot, len: usize) -> Result<(), BackendError>;
+
+    /// Makes `to` hold the first `len` positions of `from`, shared or copied; what `to` held is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::UnknownSlot`]; [`BackendError::BeyondLength`] when `from` is shorter than `len`.
+    fn fork(&mut self, from: Slot, to: Slot, len: usize) -> Result<(), BackendError>;
+}
+
+/// What a model is loaded from.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ModelSource {
+    /// A checkpoint's tensors in the canonical form.
+    Weights(Arc<dyn WeightSource>),
+}
+
+/// What an engine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The types of matrices that it takes as they are stored.
+    pub dtypes: &'static [DType],
+    /// The conformance laws that it does not keep. Each is shown in the project's table of backends.
+    pub skipped_laws: &'static [SkippedLaw],
+}
+
+/// A conformance law that an engine does not keep, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SkippedLaw {
+    /// The law's name in the conformance suite.
+    pub law: &'static str,
+    /// Why the engine cannot keep it.
+    pub reason: &'static str,
+}
