@@ -173,3 +173,43 @@ fn embedded_bytes_give_the_same_tensors_as_files() {
     let embedded = checkpoint::from_bytes(&read("params.json"), shards).unwrap();
     assert_same(&checkpoint::open(&dir).unwrap(), &embedded);
 }
+
+#[test]
+fn hugging_face_holds_the_same_tensors() {
+    for (meta, hf) in [
+        ("stories260K", "stories260K-hf"),
+        ("stories260K", "stories260K-hf-sharded"),
+        ("stories260K-eos", "stories260K-eos-hf"),
+        ("random256", "random256-hf"),
+    ] {
+        let (Some(meta), Some(hf)) = (open(meta), open(hf)) else {
+            return;
+        };
+        assert_same(&meta, &hf);
+        assert_eq!(hf.format(), Format::HuggingFace);
+        assert!(hf.max_seq_len().is_some());
+        assert!(hf.tokenizer_path().unwrap().ends_with("tokenizer.model"));
+    }
+}
+
+#[test]
+fn hugging_face_in_half_precision_holds_the_rounded_tensors() {
+    let (Some(plain), Some(half)) = (open("stories260K"), open("stories260K-hf-f16")) else {
+        return;
+    };
+    assert_rounded(&plain, &half, DType::F16, 1.0 / 2048.0);
+}
+
+#[test]
+fn tied_embeddings_share_their_bytes() {
+    let Some(tied) = open("stories260K-hf") else {
+        return;
+    };
+    assert_eq!(tied.max_seq_len(), Some(512));
+    let weights = tied.weights();
+    let (embedding, output) = (
+        weights.bytes("tok_embeddings.weight").unwrap(),
+        weights.bytes("output.weight").unwrap(),
+    );
+    assert_eq!(embedding.as_ptr(), output.as_ptr());
+}

@@ -25,11 +25,13 @@
 mod archive;
 mod blob;
 mod error;
+mod hf;
 mod json;
 mod meta;
 mod mmap;
 mod pickle;
 mod pth;
+mod safetensors;
 mod weights;
 
 use std::collections::BTreeSet;
@@ -119,27 +121,13 @@ pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint, CheckpointError> {
         .cloned()
         .collect();
 
-    let is_meta = has(meta::PARAMS) || !shards.is_empty();
-    let missing = |name: &str, needed_for: String| CheckpointError::MissingFile {
-        file: dir.join(name),
-        needed_for,
-    };
-    let (weights, format, max_seq_len) = if is_meta {
-        if shards.is_empty() {
-            return Err(missing(
-                "consolidated.00.pth",
-                "params.json asks for it".to_owned(),
-            ));
+    let format = sniff(dir, &names, &shards)?;
+    let (weights, max_seq_len) = match format {
+        Format::Meta => (meta::open(dir, shards)?, None),
+        Format::HuggingFace => {
+            let (weights, max_seq_len) = hf::open(dir, has(hf::INDEX))?;
+            (weights, Some(max_seq_len))
         }
-        if !has(meta::PARAMS) {
-            return Err(missing(meta::PARAMS, format!("{} asks for it", shards[0])));
-        }
-        (meta::open(dir, shards)?, Format::Meta, None)
-    } else {
-        return Err(CheckpointError::NoCheckpoint {
-            dir: dir.to_owned(),
-            found: names.into_iter().take(MAX_NAMES).collect(),
-        });
     };
     let tokenizer = ["tokenizer.model", "tokenizer.json"]
         .into_iter()
@@ -197,6 +185,37 @@ where
         max_seq_len: None,
         tokenizer: None,
     })
+}
+
+/// Whose layout a folder with these files has, when it is complete. Weights without their shape, or the reverse, say which
+/// file is missing; two checkpoints in one folder are an error, because either could be meant.
+fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Format, CheckpointError> {
+    let has = |name: &&str| names.contains(*name);
+    let missing = |name: &str, asks: &str| CheckpointError::MissingFile {
+        file: dir.join(name),
+        needed_for: format!("{asks} asks for it"),
+    };
+    let weights: Vec<&str> = shards
+        .first()
+        .map(String::as_str)
+        .into_iter()
+        .chain([hf::MODEL, hf::INDEX].into_iter().filter(has))
+        .collect();
+    match (has(&meta::PARAMS), has(&hf::CONFIG), &*weights) {
+        (true, _, [shard]) if meta::is_shard(shard) => Ok(Format::Meta),
+        (_, true, [model]) if !meta::is_shard(model) => Ok(Format::HuggingFace),
+        (_, _, [shard]) if meta::is_shard(shard) => Err(missing(meta::PARAMS, shard)),
+        (_, _, [model]) => Err(missing(hf::CONFIG, model)),
+        (true, false, []) => Err(missing("consolidated.00.pth", meta::PARAMS)),
+        (_, _, []) => Err(CheckpointError::NoCheckpoint {
+            dir: dir.to_owned(),
+            found: names.iter().take(MAX_NAMES).cloned().collect(),
+        }),
+        (_, _, several) => Err(CheckpointError::Ambiguous {
+            dir: dir.to_owned(),
+            found: several.iter().map(|&name| name.to_owned()).collect(),
+        }),
+    }
 }
 
 /// As many names of files as an error lists.
