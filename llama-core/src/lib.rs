@@ -1,1 +1,3 @@
-//! Placeholder while the crate is built.
+//! Chat with Llama 2: Meta's API in Rust, on interchangeable engines.
+
+pub mod tokenizer;
