@@ -1,0 +1,225 @@
+//! From a checkpoint's tensors to a model, and what that will cost.
+//!
+//! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
+//! memory map, and the first step that uses it brings it in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use llama_backend::{
+    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, TensorInfo, WeightBytes, WeightError, WeightSource,
+};
+
+use crate::attention::Attention;
+use crate::kernels::Context;
+use crate::kernels::attention::Shape;
+use crate::kernels::matmul::TILE;
+use crate::kernels::rope::RopeTables;
+use crate::kv_cache::KvCache;
+use crate::linear::{Linear, vector};
+use crate::model::{CandleModel, Layer, Transformer};
+use crate::ops::Ops;
+use crate::{DTYPES, Place, engine, tensors};
+
+/// Far more than any machine has processors; a number above it is a mistake, and starting so many is an accident.
+const MAX_THREADS: usize = 4096;
+
+/// The bytes of a model of this shape. Sums are taken in 128 bits and cut at `u64::MAX`.
+pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+    const F32: u128 = 4;
+    let product = |sizes: &[usize]| sizes.iter().fold(1u128, |p, &size| p.saturating_mul(size as u128));
+    let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(F32)).unwrap_or(u64::MAX);
+
+    // Norms are kept as f32, whatever the matrices are.
+    let norms = product(&[2 * config.n_layers + 1, config.dim]);
+    let matrices = u128::from(config.n_params()).saturating_sub(norms);
+    let weights = matrices.saturating_mul(dtype.size() as u128).saturating_add(norms * F32);
+
+    let ModelConfig { dim, n_layers, n_heads, head_dim, ffn_dim, .. } = *config;
+    let kv_cache = product(&[2, n_layers, params.n_slots, config.kv_dim(), params.max_seq_len]);
+
+    // At the widest point of a block: h and its successor, x, and either q, k, v, attention's two copies of q, or three of ffn_dim.
+    let in_attention = 3 * config.q_dim() + 2 * config.kv_dim();
+    let activations = product(&[params.max_batch_tokens, 3 * dim + in_attention.max(3 * ffn_dim)]);
+    let tables = product(&[params.max_seq_len, head_dim]);
+    let per_thread = shape(config, params).task_scratch();
+    // A block's scores for each thread; a tile of widened weights.
+    let tasks = product(&[params.n_threads().min(n_heads * params.max_batch_tokens), per_thread]);
+    let tile = if dtype == DType::F32 { 0 } else { TILE.max(dim.max(ffn_dim)) };
+    let scratch = activations.saturating_add(tables).saturating_add(tasks).saturating_add(tile as u128);
+    MemoryPlan {
+        weights: u64::try_from(weights).unwrap_or(u64::MAX),
+        kv_cache: bytes(kv_cache),
+        scratch: bytes(scratch),
+    }
+}
+
+/// Loads a model to where it will run.
+pub(crate) fn load(
+    place: &Place,
+    source: &dyn WeightSource,
+    params: &LoadParams,
+) -> Result<CandleModel, BackendError> {
+    let config = source.config().clone();
+    config.validate()?;
+    params.validate()?;
+    check_size(&config, params)?;
+    for (name, shape) in config.tensors() {
+        check(source, &name, &shape)?;
+    }
+
+    let n_threads = params.n_threads();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(n_threads)
+        .thread_name(|i| format!("llama-candle-{i}"))
+        .build()
+        .map_err(engine)?;
+    let shape = shape(&config, params);
+    let rope = RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine)?;
+    let (ops, attention, cache) = match place {
+        Place::Host => {
+            let ctx = Arc::new(Context::new(n_threads));
+            let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
+            let ops = Ops::Host(Arc::clone(&ctx));
+            (ops, Attention::Host { ctx, shape, rope }, cache)
+        }
+        Place::Tensors(device) => {
+            let cache = KvCache::tensors(shape, config.n_layers, params.n_slots, device)?;
+            let attention = tensors::Attention::new(shape, rope, device).map_err(engine)?;
+            (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
+        }
+    };
+    let transformer = Reader { source, ops: &ops }.transformer(&config, attention)?;
+    Ok(CandleModel {
+        slots: Slots::new(&config, params),
+        params: params.clone(),
+        config,
+        transformer,
+        cache,
+        pool,
+    })
+}
+
+fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
+    Shape {
+        n_kv_heads: config.n_kv_heads,
+        n_rep: config.n_rep(),
+        head_dim: config.head_dim,
+        max_seq_len: params.max_seq_len,
+    }
+}
+
+/// Refuses what no machine could hold, before it is tried.
+fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendError> {
+    if params.n_threads() > MAX_THREADS {
+        let expected = format!("at most {MAX_THREADS}");
+        return Err(BackendError::params("threads", params.n_threads(), expected));
+    }
+    // What can be addressed, less two bits for what an allocator adds: past this even a size does not compute.
+    const LIMIT: u64 = (isize::MAX as u64) >> 2;
+    let plan = plan(config, DType::F32, params);
+    let sizes = [
+        ("max_seq_len * n_slots", plan.kv_cache),
+        ("max_batch_tokens", plan.scratch),
+    ];
+    for (what, found) in sizes {
+        if found > LIMIT {
+            let found = format!("a size of {found} bytes");
+            return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a tensor's type and shape without reading it.
+fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<TensorInfo, WeightError> {
+    let info = source.info(name)?;
+    if !DTYPES.contains(&info.dtype) {
+        return Err(WeightError::DType {
+            file: checkpoint(),
+            tensor: name.to_owned(),
+            found: info.dtype.to_string(),
+            expected: DTYPES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        });
+    }
+    if info.shape != expected {
+        return Err(WeightError::Shape {
+            file: checkpoint(),
+            tensor: name.to_owned(),
+            found: info.shape,
+            expected: expected.to_owned(),
+        });
+    }
+    Ok(info)
+}
+
+/// A source does not say which file it reads.
+fn checkpoint() -> PathBuf {
+    PathBuf::from("checkpoint")
+}
+
+/// Takes tensors from a checkpoint by name.
+struct Reader<'a> {
+    source: &'a dyn WeightSource,
+    ops: &'a Ops,
+}
+
+impl Reader<'_> {
+    fn transformer(&self, config: &ModelConfig, attention: Attention) -> Result<Transformer, BackendError> {
+        let ModelConfig { dim, ffn_dim, vocab_size, .. } = *config;
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let layer = |i: usize| {
+            let name = |part: &str| format!("layers.{i}.{part}.weight");
+            Ok(Layer {
+                attention_norm: self.norm(&name("attention_norm"))?,
+                wq: self.linear(&name("attention.wq"), q_dim, dim)?,
+                wk: self.linear(&name("attention.wk"), kv_dim, dim)?,
+                wv: self.linear(&name("attention.wv"), kv_dim, dim)?,
+                wo: self.linear(&name("attention.wo"), dim, q_dim)?,
+                ffn_norm: self.norm(&name("ffn_norm"))?,
+                w1: self.linear(&name("feed_forward.w1"), ffn_dim, dim)?,
+                w2: self.linear(&name("feed_forward.w2"), dim, ffn_dim)?,
+                w3: self.linear(&name("feed_forward.w3"), ffn_dim, dim)?,
+            })
+        };
+        Ok(Transformer {
+            tok_embeddings: self.linear("tok_embeddings.weight", vocab_size, dim)?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
+            norm: self.norm("norm.weight")?,
+            output: self.linear("output.weight", vocab_size, dim)?,
+            norm_eps: config.norm_eps,
+            attention,
+            ops: self.ops.clone(),
+        })
+    }
+
+    fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
+        let (dtype, bytes) = self.tensor(name)?;
+        Linear::new(self.ops, n_out, n_in, dtype, bytes).map_err(|e| unreadable(name, e))
+    }
+
+    /// A norm's weight, `[dim]`.
+    fn norm(&self, name: &str) -> Result<Tensor, BackendError> {
+        let (dtype, bytes) = self.tensor(name)?;
+        vector(self.ops, dtype, &bytes).map_err(|e| unreadable(name, e))
+    }
+
+    fn tensor(&self, name: &str) -> Result<(DType, WeightBytes), BackendError> {
+        let info = self.source.info(name)?;
+        let bytes = self.source.bytes(name)?;
+        if info.n_bytes() != Some(bytes.len()) {
+            let what = format!("{} bytes for {:?} of {}", bytes.len(), info.shape, info.dtype);
+            return Err(unreadable(name, what));
+        }
+        Ok((info.dtype, bytes))
+    }
+}
+
+fn unreadable(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> BackendError {
+    BackendError::Weights(WeightError::Read {
+        file: checkpoint(),
+        tensor: name.to_owned(),
+        source: source.into(),
+    })
+}
