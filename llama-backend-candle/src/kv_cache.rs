@@ -42,12 +42,15 @@ pub(crate) struct SlotTensors {
 }
 
 impl KvCache {
-    /// An empty cache in this process's memory. `numbers` is what a layer's keys take, which the plan has bounded.
+    /// An empty cache in this process's memory. Its size has been checked to be one.
     pub(crate) fn host(shape: Shape, n_layers: usize, n_slots: usize) -> Result<Self, BackendError> {
         let numbers = n_slots * shape.n_kv_heads * shape.max_seq_len * shape.head_dim;
         let zeros = || {
             let mut zeros = Vec::new();
-            zeros.try_reserve_exact(numbers).map_err(engine)?;
+            zeros.try_reserve_exact(numbers).map_err(|_| {
+                let positions = n_slots * shape.max_seq_len;
+                BackendError::params("n_slots * max_seq_len", positions, "as many as fit in memory")
+            })?;
             zeros.resize(numbers, 0.0);
             Ok::<_, BackendError>(zeros)
         };

@@ -25,33 +25,52 @@ use crate::{DTYPES, Place, engine, tensors};
 /// Far more than any machine has processors; a number above it is a mistake, and starting so many is an accident.
 const MAX_THREADS: usize = 4096;
 
-/// The bytes of a model of this shape. Sums are taken in 128 bits and cut at `u64::MAX`.
+/// The bytes of a model of this shape. Computed in 128 bits and cut at `u64::MAX`; any numbers may come, also absurd ones.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
-    const F32: u128 = 4;
-    let product = |sizes: &[usize]| sizes.iter().fold(1u128, |p, &size| p.saturating_mul(size as u128));
-    let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(F32)).unwrap_or(u64::MAX);
+    let product = |sizes: &[usize]| {
+        let sizes = sizes.iter().map(|&size| size as u128);
+        sizes.fold(1, u128::saturating_mul)
+    };
+    let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
+    let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(4)).unwrap_or(u64::MAX);
+    let ModelConfig {
+        dim,
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        ffn_dim,
+        ..
+    } = *config;
 
     // Norms are kept as f32, whatever the matrices are.
-    let norms = product(&[2 * config.n_layers + 1, config.dim]);
+    let norms = sum(&[product(&[2, n_layers, dim]), product(&[dim])]);
     let matrices = u128::from(config.n_params()).saturating_sub(norms);
-    let weights = matrices.saturating_mul(dtype.size() as u128).saturating_add(norms * F32);
+    let weights = sum(&[
+        matrices.saturating_mul(dtype.size() as u128),
+        norms.saturating_mul(4),
+    ]);
 
-    let ModelConfig { dim, n_layers, n_heads, head_dim, ffn_dim, .. } = *config;
-    let kv_cache = product(&[2, n_layers, params.n_slots, config.kv_dim(), params.max_seq_len]);
+    let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
+    let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
 
-    // At the widest point of a block: h and its successor, x, and either q, k, v, attention's two copies of q, or three of ffn_dim.
-    let in_attention = 3 * config.q_dim() + 2 * config.kv_dim();
-    let activations = product(&[params.max_batch_tokens, 3 * dim + in_attention.max(3 * ffn_dim)]);
-    let tables = product(&[params.max_seq_len, head_dim]);
-    let per_thread = shape(config, params).task_scratch();
-    // A block's scores for each thread; a tile of widened weights.
-    let tasks = product(&[params.n_threads().min(n_heads * params.max_batch_tokens), per_thread]);
-    let tile = if dtype == DType::F32 { 0 } else { TILE.max(dim.max(ffn_dim)) };
-    let scratch = activations.saturating_add(tables).saturating_add(tasks).saturating_add(tile as u128);
+    // The widest points of a block, beside h, its successor and x: q, k, v and two copies of attention's output; or gate, up
+    // and their product.
+    let in_attention = sum(&[q_dim.saturating_mul(3), kv_dim.saturating_mul(2)]);
+    let in_ffn = product(&[3, ffn_dim]);
+    let width = sum(&[product(&[3, dim]), in_attention.max(in_ffn)]);
+    let activations = width.saturating_mul(params.max_batch_tokens as u128);
+    let rope = product(&[params.max_seq_len, head_dim]);
+    let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
+    let scores = tasks.saturating_mul(shape(config, params).task_scratch());
+    let tile = match dtype {
+        DType::F32 => 0,
+        _ => TILE.max(dim).max(ffn_dim) as u128,
+    };
     MemoryPlan {
         weights: u64::try_from(weights).unwrap_or(u64::MAX),
-        kv_cache: bytes(kv_cache),
-        scratch: bytes(scratch),
+        kv_cache: bytes(positions.saturating_mul(kv_dim)),
+        scratch: bytes(sum(&[activations, rope, scores, tile])),
     }
 }
 
@@ -76,16 +95,19 @@ pub(crate) fn load(
         .build()
         .map_err(engine)?;
     let shape = shape(&config, params);
-    let rope = RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine)?;
+    let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
+    // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
     let (ops, attention, cache) = match place {
         Place::Host => {
-            let ctx = Arc::new(Context::new(n_threads));
             let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
+            let ctx = Arc::new(Context::new(n_threads));
+            let rope = rope()?;
             let ops = Ops::Host(Arc::clone(&ctx));
             (ops, Attention::Host { ctx, shape, rope }, cache)
         }
         Place::Tensors(device) => {
             let cache = KvCache::tensors(shape, config.n_layers, params.n_slots, device)?;
+            let rope = rope()?;
             let attention = tensors::Attention::new(shape, rope, device).map_err(engine)?;
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
@@ -104,7 +126,8 @@ pub(crate) fn load(
 fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
     Shape {
         n_kv_heads: config.n_kv_heads,
-        n_rep: config.n_rep(),
+        // `plan` may be asked about numbers that make no model.
+        n_rep: config.n_heads.checked_div(config.n_kv_heads).unwrap_or(1).max(1),
         head_dim: config.head_dim,
         max_seq_len: params.max_seq_len,
     }
@@ -116,11 +139,11 @@ fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendEr
         let expected = format!("at most {MAX_THREADS}");
         return Err(BackendError::params("threads", params.n_threads(), expected));
     }
-    // What can be addressed, less two bits for what an allocator adds: past this even a size does not compute.
-    const LIMIT: u64 = (isize::MAX as u64) >> 2;
+    // The address space of a process: sizes below it can be computed with, and asking for them fails in good order.
+    const LIMIT: u64 = 1 << 47;
     let plan = plan(config, DType::F32, params);
     let sizes = [
-        ("max_seq_len * n_slots", plan.kv_cache),
+        ("n_slots * max_seq_len", plan.kv_cache),
         ("max_batch_tokens", plan.scratch),
     ];
     for (what, found) in sizes {

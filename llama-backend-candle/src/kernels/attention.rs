@@ -48,9 +48,10 @@ impl Shape {
         (BLOCK_ROWS / self.n_rep).max(1)
     }
 
-    /// The scratch of one task, in numbers.
-    pub(crate) fn task_scratch(&self) -> usize {
-        self.block_tokens() * self.n_rep * (self.head_dim + self.max_seq_len)
+    /// The scratch of one task, in numbers: its queries, and their scores over a full slot.
+    pub(crate) fn task_scratch(&self) -> u128 {
+        let rows = (self.block_tokens() * self.n_rep) as u128;
+        rows.saturating_mul(self.head_dim as u128 + self.max_seq_len as u128)
     }
 
     /// The numbers of one slot's one head.
@@ -133,7 +134,8 @@ pub(crate) fn attend(
             let cached = (block.slot * n_kv_heads + head) * shape.head_len();
             let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
             let (keys, values) = (&keys[cached.clone()], &values[cached]);
-            ctx.scratch.with(shape.task_scratch(), |scratch| {
+            let n_scores = part.len() / head_dim * (block.start_pos + block.n_tokens);
+            ctx.scratch.with(part.len() + n_scores, |scratch| {
                 let (queries, scores) = scratch.split_at_mut(part.len());
                 for (t, queries) in queries.chunks_exact_mut(group).enumerate() {
                     let from = ((block.first_row + t) * n_kv_heads + head) * group;
@@ -180,7 +182,8 @@ fn blocks(span: &Span, shape: &Shape) -> impl Iterator<Item = Block> {
     })
 }
 
-/// One task: `queries`, `out`: `[n_tokens · n_rep, head_dim]`; `keys`, `values`: `[len, head_dim]`; `scores` is scratch.
+/// One task: `queries`, `out`: `[n_tokens · n_rep, head_dim]`; `keys`, `values`: `[len, head_dim]`; `scores: [rows, len]` is
+/// scratch.
 fn block_attention(
     ctx: &Context,
     shape: &Shape,
@@ -191,7 +194,6 @@ fn block_attention(
 ) {
     let head_dim = shape.head_dim;
     let (rows, len) = (queries.len() / head_dim, keys.len() / head_dim);
-    let scores = &mut scores[..rows * len]; // [rows, len]
     let by_gemm = rows >= GEMM_ROWS;
     if by_gemm {
         let (queries, keys) = (Matrix::new(queries, head_dim), Matrix::new(keys, head_dim).transposed());
