@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Args;
-use llama_core::checkpoint::Checkpoint;
+use llama_core::checkpoint;
 use llama_core::tokenizer::Tokenizer;
 use llama_core::{BackendKind, Device, Llama, LlamaBuilder};
 
@@ -59,7 +59,7 @@ pub fn tiny_chat() -> Result<LlamaBuilder, llama_core::Error> {
     let weights: &'static [u8] = include_bytes!("../../models/tiny-chat/consolidated.00.pth");
     let tokenizer = include_bytes!("../../models/tiny-chat/tokenizer.model");
     Ok(Llama::builder()
-        .checkpoint_from(Checkpoint::from_bytes(params, [weights])?)
+        .checkpoint_from(checkpoint::from_bytes(params, [weights])?)
         .tokenizer_from(Tokenizer::from_bytes(tokenizer)?))
 }
 

@@ -1,4 +1,55 @@
-//! Chat with Llama 2: Meta's API in Rust, on interchangeable engines.
+//! Chat with Llama 2: Meta's own API in Rust, token for token like Meta's reference, on interchangeable engines.
+//!
+//! # In ten lines
+//!
+//! ```no_run
+//! use llama_core::{ChatOptions, CompletionOptions, Dialog, Llama};
+//!
+//! let llama = Llama::build("llama-2-7b-chat", "tokenizer.model", 512, 8)?;
+//! let dialogs = [Dialog::new("what is the recipe of mayonnaise?")];
+//! for answer in llama.chat_completion(&dialogs, &ChatOptions::default())? {
+//!     println!("> {}", answer.generation.content);
+//! }
+//! let prompts = ["Simply put, the theory of relativity states that "];
+//! let texts = llama.text_completion(&prompts, &CompletionOptions { echo: true, ..Default::default() })?;
+//! # Ok::<(), llama_core::Error>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! - [`Llama`] is a loaded model with the reference's three calls; [`LlamaBuilder`] has the choices that
+//!   [`Llama::build`] leaves at their defaults.
+//! - [`checkpoint`] reads what users bring: Meta's `.pth` shards and Hugging Face's safetensors.
+//! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
+//! - [`sampler`] chooses the next token by the reference's rule.
+//! - [`llama_backend`] is the seam to the engines; the default one is candle.
+//!
+//! # Features
+//!
+//! - `candle` (default): the candle backend, on the processor.
+//! - `cuda`, `metal`: the candle backend on GPUs too.
+//!
+//! Features only add choices: none of them changes what the others do.
 
 pub mod checkpoint;
+pub mod sampler;
 pub mod tokenizer;
+
+mod builder;
+mod error;
+mod generate;
+mod llama;
+mod options;
+mod registry;
+mod stream;
+mod weights;
+
+pub use builder::LlamaBuilder;
+pub use error::Error;
+pub use generate::{FinishReason, GenerateError, Usage};
+pub use llama::Llama;
+pub use llama_backend::{Backend, BackendError, DType, Device, ModelConfig, TokenId};
+pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
+pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
+pub use registry::BackendKind;
+pub use stream::{ChatStream, StreamEvent};

@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 use llama_backend::TokenId;
 use serde_json::Value;
 
+/// Absolute tolerance on logits and log-probabilities, against the reference in float32.
+pub(crate) const TOLERANCE: f32 = 1e-3;
+
 /// What a check of one case gives: nothing, or what is wrong.
 pub(crate) type Check = Result<(), String>;
 
@@ -46,10 +49,20 @@ impl Golden {
     }
 
     /// Checks every case of a list, prints `file: N of N cases`, and fails unless all hold.
-    pub(crate) fn check(&self, list: &str, mut check: impl FnMut(&Value) -> Check) {
-        let cases = self.json[list]
-            .as_array()
-            .unwrap_or_else(|| panic!("{}: no list {list}", self.name));
+    pub(crate) fn check(&self, list: &str, check: impl FnMut(&Value) -> Check) {
+        self.check_where(list, |_| true, check);
+    }
+
+    /// As [`check`](Self::check), for the cases that are meant.
+    pub(crate) fn check_where(
+        &self,
+        list: &str,
+        meant: impl Fn(&Value) -> bool,
+        mut check: impl FnMut(&Value) -> Check,
+    ) {
+        let cases = self.json[list].as_array().unwrap_or_else(|| panic!("{}: no list {list}", self.name));
+        let cases: Vec<_> = cases.iter().filter(|case| meant(case)).collect();
+        assert!(!cases.is_empty(), "{}: no case in {list}", self.name);
         let mut passed = 0;
         for (i, case) in cases.iter().enumerate() {
             match check(case) {
@@ -78,6 +91,18 @@ pub(crate) fn same<T: PartialEq + Debug + ?Sized>(what: &str, expected: &T, foun
         return Ok(());
     }
     Err(format!("{what}: expected {expected:?}, found {found:?}"))
+}
+
+/// `Ok` if the two lists of logits or log-probabilities agree within [`TOLERANCE`], else the first that do not.
+pub(crate) fn close(what: &str, expected: &[f32], found: &[f32]) -> Check {
+    same(&format!("length of {what}"), &expected.len(), &found.len())?;
+    for (i, (expected, found)) in expected.iter().zip(found).enumerate() {
+        // A NaN is close to nothing.
+        if !((expected - found).abs() <= TOLERANCE) {
+            return Err(format!("{what}[{i}]: expected {expected}, found {found}"));
+        }
+    }
+    Ok(())
 }
 
 /// A list of token ids.

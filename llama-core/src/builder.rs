@@ -1,0 +1,252 @@
+//! [`LlamaBuilder`]: where a model comes from, what it runs on, and its limits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use llama_backend::{Backend, DType, Device, ModelSource, WeightSource};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::generate::Engine;
+use crate::tokenizer::Tokenizer;
+use crate::weights::{Cast, Progress, Watched};
+use crate::{BackendKind, Error, Llama};
+
+/// Positions that Meta trained Llama 2 for; its checkpoints do not say so themselves.
+const LLAMA2_CONTEXT: usize = 4096;
+
+/// Builds a [`Llama`]. Every setting but the checkpoint has a default.
+///
+/// ```no_run
+/// use llama_core::Llama;
+///
+/// let llama = Llama::builder().checkpoint("llama-2-7b-chat").max_seq_len(2048).seed(7).build()?;
+/// # Ok::<(), llama_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct LlamaBuilder {
+    checkpoint: CheckpointFrom,
+    tokenizer: Option<TokenizerFrom>,
+    backend: BackendFrom,
+    device: Device,
+    dtype: Option<DType>,
+    seed: u64,
+    threads: Option<usize>,
+    max_seq_len: usize,
+    max_batch_size: usize,
+    context_limit: Option<usize>,
+    progress: Option<Progress>,
+}
+
+#[derive(Debug)]
+enum CheckpointFrom {
+    Nowhere,
+    Path(PathBuf),
+    Opened(Checkpoint),
+    Weights(Arc<dyn WeightSource>),
+}
+
+#[derive(Debug)]
+enum TokenizerFrom {
+    Path(PathBuf),
+    Opened(Tokenizer),
+}
+
+#[derive(Debug)]
+enum BackendFrom {
+    Kind(BackendKind),
+    Custom(Arc<dyn Backend>),
+}
+
+/// What is needed of a checkpoint, wherever it comes from.
+struct Source {
+    weights: Arc<dyn WeightSource>,
+    max_seq_len: Option<usize>,
+    tokenizer: Option<PathBuf>,
+}
+
+impl From<Checkpoint> for Source {
+    fn from(checkpoint: Checkpoint) -> Self {
+        Self {
+            weights: checkpoint.weights(),
+            max_seq_len: checkpoint.max_seq_len(),
+            tokenizer: checkpoint.tokenizer_path().map(Path::to_owned),
+        }
+    }
+}
+
+impl Default for LlamaBuilder {
+    fn default() -> Self {
+        Self {
+            checkpoint: CheckpointFrom::Nowhere,
+            tokenizer: None,
+            backend: BackendFrom::Kind(BackendKind::default()),
+            device: Device::default(),
+            dtype: None,
+            seed: 1, // the reference's
+            threads: None,
+            max_seq_len: 512,
+            max_batch_size: 8,
+            context_limit: None,
+            progress: None,
+        }
+    }
+}
+
+impl LlamaBuilder {
+    /// The folder with the checkpoint: Meta's layout or Hugging Face's, sniffed.
+    #[must_use]
+    pub fn checkpoint(mut self, dir: impl AsRef<Path>) -> Self {
+        self.checkpoint = CheckpointFrom::Path(dir.as_ref().to_owned());
+        self
+    }
+
+    /// A checkpoint that is open already, or lies in memory.
+    #[must_use]
+    pub fn checkpoint_from(mut self, checkpoint: Checkpoint) -> Self {
+        self.checkpoint = CheckpointFrom::Opened(checkpoint);
+        self
+    }
+
+    /// Weights of a reader of one's own, in the canonical form. They bring no tokenizer.
+    #[must_use]
+    pub fn weights(mut self, weights: Arc<dyn WeightSource>) -> Self {
+        self.checkpoint = CheckpointFrom::Weights(weights);
+        self
+    }
+
+    /// The tokenizer's file: `tokenizer.model` or `tokenizer.json`. Default: the one beside the checkpoint.
+    #[must_use]
+    pub fn tokenizer(mut self, path: impl AsRef<Path>) -> Self {
+        self.tokenizer = Some(TokenizerFrom::Path(path.as_ref().to_owned()));
+        self
+    }
+
+    /// A tokenizer that is open already.
+    #[must_use]
+    pub fn tokenizer_from(mut self, tokenizer: Tokenizer) -> Self {
+        self.tokenizer = Some(TokenizerFrom::Opened(tokenizer));
+        self
+    }
+
+    /// The engine that computes. Default: candle.
+    #[must_use]
+    pub fn backend(mut self, kind: BackendKind) -> Self {
+        self.backend = BackendFrom::Kind(kind);
+        self
+    }
+
+    /// An engine that this project does not have. It brings its device.
+    #[must_use]
+    pub fn custom_backend(mut self, backend: Arc<dyn Backend>) -> Self {
+        self.backend = BackendFrom::Custom(backend);
+        self
+    }
+
+    /// Where the backend computes. Default: the processor.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// The type to which matrices are converted while they are loaded. Default: as they are stored, which costs no copy.
+    #[must_use]
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Seed of the random streams that answers are sampled with. Default: 1.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Threads to compute on. Default: as many as the process may use.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Tokens that prompt and answer may have together. Default: 512.
+    #[must_use]
+    pub fn max_seq_len(mut self, max_seq_len: usize) -> Self {
+        self.max_seq_len = max_seq_len;
+        self
+    }
+
+    /// Prompts that run at a time; more may be asked, and wait their turn. Default: 8.
+    #[must_use]
+    pub fn max_batch_size(mut self, max_batch_size: usize) -> Self {
+        self.max_batch_size = max_batch_size;
+        self
+    }
+
+    /// The largest `max_seq_len` to allow, where it differs from what the checkpoint says (for Meta's layout, which says
+    /// nothing: 4096).
+    #[must_use]
+    pub fn context_limit(mut self, positions: usize) -> Self {
+        self.context_limit = Some(positions);
+        self
+    }
+
+    /// Called while weights are loaded, on the thread that loads: bytes done, bytes in all.
+    #[must_use]
+    pub fn on_progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Progress::new(progress));
+        self
+    }
+
+    /// Opens the checkpoint and the tokenizer, and loads the model.
+    ///
+    /// # Errors
+    ///
+    /// Every option is checked before anything is loaded; see [`Error`].
+    pub fn build(self) -> Result<Llama, Error> {
+        for (option, found) in [("max_batch_size", self.max_batch_size), ("max_seq_len", self.max_seq_len)] {
+            if found == 0 {
+                return Err(Error::option(option, found, "at least 1"));
+            }
+        }
+        let backend = match self.backend {
+            BackendFrom::Kind(kind) => kind.open(self.device)?,
+            BackendFrom::Custom(backend) if self.device == Device::default() => backend,
+            BackendFrom::Custom(_) => {
+                let expected = "none beside a custom backend, which brings its own";
+                return Err(Error::option("device", self.device, expected));
+            }
+        };
+        let checkpoint = match self.checkpoint {
+            CheckpointFrom::Nowhere => return Err(Error::NoCheckpoint),
+            CheckpointFrom::Path(path) => Source::from(checkpoint::open(path)?),
+            CheckpointFrom::Opened(checkpoint) => Source::from(checkpoint),
+            CheckpointFrom::Weights(weights) => Source { weights, max_seq_len: None, tokenizer: None },
+        };
+        let limit = self.context_limit.or(checkpoint.max_seq_len).unwrap_or(LLAMA2_CONTEXT);
+        if self.max_seq_len > limit {
+            return Err(Error::MaxSeqLen { found: self.max_seq_len, limit });
+        }
+        let tokenizer = match self.tokenizer {
+            Some(TokenizerFrom::Opened(tokenizer)) => tokenizer,
+            Some(TokenizerFrom::Path(path)) => Tokenizer::open(path)?,
+            None => Tokenizer::open(checkpoint.tokenizer.ok_or(Error::NoTokenizer)?)?,
+        };
+        let mut weights = checkpoint.weights;
+        let vocab_size = weights.config().vocab_size;
+        if tokenizer.vocab_size() != vocab_size {
+            return Err(Error::VocabularyMismatch { tokenizer: tokenizer.vocab_size(), checkpoint: vocab_size });
+        }
+        if let Some(dtype) = self.dtype {
+            weights = Cast::new(weights, dtype);
+        }
+        if let Some(progress) = self.progress {
+            weights = Watched::new(weights, progress);
+        }
+        let config = weights.config().clone();
+        let params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
+        let engine = Engine::start(move || backend.load(ModelSource::Weights(weights), &params))?;
+        Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
+    }
+}

@@ -1,0 +1,129 @@
+//! [`Error`]: everything that can go wrong between a checkpoint on disk and an answer.
+
+use llama_backend::{BackendError, TokenId};
+
+use crate::checkpoint::CheckpointError;
+use crate::generate::GenerateError;
+use crate::tokenizer::TokenizerError;
+
+/// Why a model could not be built or an answer not be given. Whatever it names, nothing was half done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer could not be read, or could not decode.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The backend refused the model, or failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// An answer could not be completed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// The builder was not told where the checkpoint is.
+    #[error("no checkpoint was given: call `checkpoint(path)` before `build()`")]
+    NoCheckpoint,
+    /// No tokenizer was given and none lies beside the checkpoint.
+    #[error("no tokenizer.model or tokenizer.json lies beside the checkpoint: call `tokenizer(path)` before `build()`")]
+    NoTokenizer,
+    /// The tokenizer belongs to another model.
+    #[error("the tokenizer has {tokenizer} tokens, the checkpoint {checkpoint}: they do not belong together")]
+    VocabularyMismatch {
+        /// Tokens that the tokenizer knows.
+        tokenizer: usize,
+        /// Rows of the checkpoint's embedding.
+        checkpoint: usize,
+    },
+    /// A backend that was not compiled in.
+    #[error("the {backend} backend is not compiled in: enable llama-core's feature `{feature}`")]
+    MissingFeature {
+        /// The backend's name.
+        backend: &'static str,
+        /// The Cargo feature that brings it.
+        feature: &'static str,
+    },
+    /// An option out of its range.
+    #[error("{option} is {found}, expected {expected}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+    /// `max_seq_len` above what the checkpoint was trained for.
+    #[error("max_seq_len is {found}, but the checkpoint allows {limit} (Llama::builder().context_limit(n) allows more)")]
+    MaxSeqLen {
+        /// The `max_seq_len` asked for.
+        found: usize,
+        /// What the checkpoint allows.
+        limit: usize,
+    },
+    /// A call without dialogs or prompts.
+    #[error("the call holds no {what}: at least one is expected")]
+    Empty {
+        /// `dialogs` or `prompts`.
+        what: &'static str,
+    },
+    /// A prompt without tokens.
+    #[error("prompt {row} holds no token: at least one is expected (BOS, usually)")]
+    EmptyPrompt {
+        /// The prompt's place in the call.
+        row: usize,
+    },
+    /// A prompt that leaves no room in the context.
+    #[error("prompt {row} has {prompt} tokens, but the context (max_seq_len) holds {limit}{}", room(*prompt, *limit))]
+    ContextOverflow {
+        /// The prompt's place in the call.
+        row: usize,
+        /// Its tokens.
+        prompt: usize,
+        /// `max_seq_len`.
+        limit: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {token} at position {position} of prompt {row} is not below the vocabulary's size {vocab_size}")]
+    TokenOutOfRange {
+        /// The prompt's place in the call.
+        row: usize,
+        /// The token's place in the prompt.
+        position: usize,
+        /// The token.
+        token: TokenId,
+        /// Tokens of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The engine's thread could not be started.
+    #[error("the engine's thread could not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+impl Error {
+    /// Whether a Cargo feature is all that is missing.
+    #[must_use]
+    pub fn is_missing_feature(&self) -> bool {
+        matches!(self, Self::MissingFeature { .. })
+    }
+
+    /// Whether a prompt was too long: a shorter one, or a larger `max_seq_len`, would do.
+    #[must_use]
+    pub fn is_context_overflow(&self) -> bool {
+        matches!(self, Self::ContextOverflow { .. })
+    }
+
+    pub(crate) fn option(
+        option: &'static str,
+        found: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+    ) -> Self {
+        Self::Option { option, found: found.to_string(), expected: expected.to_string() }
+    }
+}
+
+/// A prompt that fills the context exactly is refused only because nothing could be generated.
+fn room(prompt: usize, limit: usize) -> &'static str {
+    if prompt == limit { ", which leaves no room to generate (max_gen_len 0 would score it)" } else { "" }
+}

@@ -1,0 +1,72 @@
+//! The backends by name: the one file that knows which are compiled in.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use llama_backend::{Backend, Device};
+
+use crate::Error;
+
+/// The backends of this project. Others are handed to
+/// [`LlamaBuilder::custom_backend`](crate::LlamaBuilder::custom_backend).
+///
+/// ```
+/// use llama_core::BackendKind;
+///
+/// assert_eq!("candle".parse::<BackendKind>().unwrap(), BackendKind::default());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// The candle backend: the default, whichever features are on.
+    #[default]
+    Candle,
+}
+
+impl BackendKind {
+    /// Every backend, compiled in or not.
+    pub const ALL: &'static [Self] = &[Self::Candle];
+
+    /// The backend's name, which is its Cargo feature too.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Candle => "candle",
+        }
+    }
+
+    /// The backend on a device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFeature`] when it is not compiled in; [`Error::Backend`] when it does not have the device.
+    pub fn open(self, device: Device) -> Result<Arc<dyn Backend>, Error> {
+        match self {
+            #[cfg(feature = "candle")]
+            Self::Candle => Ok(Arc::new(llama_backend_candle::CandleBackend::new(device)?)),
+            #[allow(unreachable_patterns, reason = "reached for each backend that is not compiled in")]
+            missing => {
+                let _ = device;
+                Err(Error::MissingFeature { backend: missing.name(), feature: missing.name() })
+            }
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for BackendKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            Error::option("backend", format!("{name:?}"), format!("one of {}", names.join(", ")))
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! The forward pass against the reference's: logits at every position, of every kind of checkpoint.
+
+mod golden;
+
+use std::collections::HashMap;
+
+use golden::{Check, Golden, TOLERANCE, close, ids};
+use llama_backend::{Batch, Device, LoadParams, Logits, Model, ModelSource, Run, Slot, TokenId, Want};
+use llama_core::{BackendKind, checkpoint};
+use serde::Deserialize;
+
+/// Positions of the longest case.
+const MAX_SEQ_LEN: usize = 512;
+
+#[derive(Deserialize)]
+struct LogitsCase {
+    checkpoint: String,
+    positions: Vec<Position>,
+    last_logits: Vec<f32>,
+}
+
+/// The logits after the tokens up to `pos`, or up to the position's own place in the list.
+#[derive(Deserialize)]
+struct Position {
+    pos: Option<usize>,
+    top_ids: Vec<usize>,
+    top_logits: Vec<f32>,
+    sum: f64,
+    l2: f64,
+    logsumexp: f64,
+}
+
+#[derive(Deserialize)]
+struct RandomCase {
+    last_logits: Vec<f32>,
+    top_ids: Vec<usize>,
+}
+
+/// A model per checkpoint, loaded when it is first asked for.
+#[derive(Default)]
+struct Models(HashMap<String, Box<dyn Model>>);
+
+impl Models {
+    /// All rows of logits of `tokens`; `None` where the checkpoint is absent and may be.
+    fn logits(&mut self, name: &str, tokens: &[TokenId]) -> Option<Logits> {
+        if !self.0.contains_key(name) {
+            let weights = checkpoint::open(golden::data(name)?).unwrap().weights();
+            let backend = BackendKind::default().open(Device::Cpu).unwrap();
+            let mut params = LoadParams::new(MAX_SEQ_LEN, 1);
+            params.max_batch_tokens = MAX_SEQ_LEN;
+            self.0.insert(name.to_owned(), backend.load(ModelSource::Weights(weights), &params).unwrap());
+        }
+        let model = self.0.get_mut(name)?;
+        let mut logits = Logits::new();
+        let run = Run { slot: Slot(0), start_pos: 0, tokens, want: Want::All };
+        model.forward(&Batch::new(&[run]), &mut logits).unwrap();
+        model.truncate(Slot(0), 0).unwrap();
+        Some(logits)
+    }
+}
+
+fn near(what: &str, expected: f64, found: f64, tolerance: f64) -> Check {
+    // A NaN is near nothing.
+    if (expected - found).abs() <= tolerance {
+        return Ok(());
+    }
+    Err(format!("{what}: expected {expected}, found {found}"))
+}
+
+fn check_position(position: &Position, row: &[f32]) -> Check {
+    let tolerance = f64::from(TOLERANCE);
+    let n = row.len() as f64;
+    let wide = || row.iter().copied().map(f64::from);
+    let top: Vec<f32> = position.top_ids.iter().map(|&id| row[id]).collect();
+    close("top logits", &position.top_logits, &top)?;
+    // Sums of n logits, each within the tolerance.
+    near("sum", position.sum, wide().sum(), tolerance * n)?;
+    near("l2", position.l2, wide().map(|x| x * x).sum::<f64>().sqrt(), tolerance * n.sqrt())?;
+    near("logsumexp", position.logsumexp, wide().map(f64::exp).sum::<f64>().ln(), tolerance)
+}
+
+#[test]
+fn logits_stories260k() {
+    let Some(golden) = Golden::load("logits_stories260k.json") else { return };
+    let mut models = Models::default();
+    golden.check("cases", |json| {
+        let case: LogitsCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
+        let tokens = ids(&json["tokens"]);
+        let Some(logits) = models.logits(&case.checkpoint, &tokens) else { return Ok(()) };
+        for (i, position) in case.positions.iter().enumerate() {
+            let pos = position.pos.unwrap_or(i);
+            let row = logits.row(pos).ok_or_else(|| format!("no row {pos}"))?;
+            check_position(position, row).map_err(|wrong| format!("position {pos}: {wrong}"))?;
+        }
+        close("last logits", &case.last_logits, logits.rows().last().unwrap_or_default())
+    });
+}
+
+/// The cases of the .pth and of the same model from Hugging Face's layout; those of GGUF files are another reader's.
+#[test]
+fn random256() {
+    let Some(golden) = Golden::load("random256.json") else { return };
+    let mut models = Models::default();
+    let of_reader = |case: &serde_json::Value| !golden::text(&case["path"]).ends_with(".gguf");
+    for checkpoint in ["random256", "random256-hf"] {
+        golden.check_where("cases", of_reader, |json| {
+            let case: RandomCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
+            let Some(logits) = models.logits(checkpoint, &ids(&json["tokens"])) else { return Ok(()) };
+            let last = logits.rows().last().unwrap_or_default();
+            close(checkpoint, &case.last_logits, last)?;
+            let descending = case.top_ids.is_sorted_by(|&a, &b| last[a] >= last[b] - TOLERANCE);
+            golden::same("top ids are in order", &true, &descending)
+        });
+    }
+}
