@@ -44,7 +44,7 @@ pub trait Model: Send {
     ///
     /// # Errors
     ///
-    /// A batch that breaks a rule of [`Slots::check`] is refused before any compute. After any error every slot is as it was,
+    /// A batch that breaks a rule of [`Slots::check`](crate::Slots::check) is refused before any compute. After any error every slot is as it was,
     /// unless the error is [`BackendError::SlotLost`].
     fn forward(&mut self, batch: &Batch<'_>, out: &mut Logits) -> Result<(), BackendError>;
 

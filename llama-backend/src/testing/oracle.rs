@@ -87,7 +87,9 @@ impl Oracle {
 
     /// The logits after each token from index `first` on, `[n - first, vocab_size]`.
     ///
-    /// Tokens must be below `vocab_size`; a sequence of one's own that holds another is a bug of the test.
+    /// # Panics
+    ///
+    /// Where a token is not below `vocab_size`: a bug of the test.
     #[must_use]
     pub fn logits(&self, tokens: &[TokenId], first: usize) -> Vec<Vec<f32>> {
         let ModelConfig {

@@ -191,6 +191,8 @@ macro_rules! __for_each_law {
                 "prefill, chunks and decode in one forward give what they give apart",
             same_input_same_bits
                 "the same calls give the same bits",
+            any_thread_count_gives_the_same_logits
+                "how many threads compute does not matter",
             logits_buffer_is_overwritten
                 "what the buffer of logits held before does not matter",
             truncate_and_refeed_equals_fresh

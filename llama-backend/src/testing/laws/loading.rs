@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::super::random::RandomWeights;
@@ -331,9 +331,11 @@ pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
 
 pub(super) fn models_do_not_disturb_each_other(suite: &Suite<'_>) -> Checked {
     // Made, used and dropped on a thread: shapes differ, so that shared scratch would not even fit.
-    let script = |config: ModelConfig| -> Checked<Rows> {
+    let script = |config: ModelConfig, start: &Barrier| -> Checked<Rows> {
         let vocab_size = config.vocab_size as u32;
-        let mut rig = suite.load(&weights(config), &LoadParams::new(24, 2))?;
+        let loaded = suite.load(&weights(config), &LoadParams::new(24, 2));
+        start.wait();
+        let mut rig = loaded?;
         let mut rows = Rows::new();
         for round in 0..6 {
             for slot in 0..2 {
@@ -354,9 +356,14 @@ pub(super) fn models_do_not_disturb_each_other(suite: &Suite<'_>) -> Checked {
             ..small()
         },
     ];
-    let alone: Vec<Rows> = configs.iter().cloned().map(script).collect::<Checked<_>>()?;
+    let alone = |config: &ModelConfig| script(config.clone(), &Barrier::new(1));
+    let alone: Vec<Rows> = configs.iter().map(alone).collect::<Checked<_>>()?;
+    // Neither starts before both are loaded, so that they do run at once.
+    let start = Barrier::new(2);
     let together: Vec<Rows> = thread::scope(|scope| {
-        let threads = configs.clone().map(|config| scope.spawn(|| script(config)));
+        let threads = configs
+            .each_ref()
+            .map(|config| scope.spawn(|| script(config.clone(), &start)));
         let join = |thread: thread::ScopedJoinHandle<'_, Checked<Rows>>| {
             thread
                 .join()

@@ -16,9 +16,9 @@ use loading::{
     refuses_bad_configs, refuses_bad_params, refuses_bad_weights,
 };
 use routes::{
-    any_chunking_gives_the_same_logits, last_is_the_last_row_of_all, logits_buffer_is_overwritten,
-    mixed_prefill_and_decode_equal_apart, permuted_runs_permute_rows, prefill_equals_decodes,
-    ragged_batch_equals_each_alone, rows_follow_wants, same_input_same_bits,
+    any_chunking_gives_the_same_logits, any_thread_count_gives_the_same_logits, last_is_the_last_row_of_all,
+    logits_buffer_is_overwritten, mixed_prefill_and_decode_equal_apart, permuted_runs_permute_rows,
+    prefill_equals_decodes, ragged_batch_equals_each_alone, rows_follow_wants, same_input_same_bits,
 };
 use slots::{
     fork_equals_copy, fork_onto_itself_truncates, forks_diverge, freed_slot_leaves_others_alone,

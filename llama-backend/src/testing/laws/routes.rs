@@ -1,9 +1,9 @@
 //! Laws that say which routes to the same logits there are: runs, chunks, batches, wants.
 
 use super::super::random::Rng;
-use super::super::rig::{Feed, Rig, Rows, same_bits, text};
+use super::super::rig::{Feed, Rig, Rows, same_bits, small, text, weights};
 use super::super::suite::{Broken, Checked, Suite};
-use crate::{Batch, Logits, Run, Slot, TokenId, Want};
+use crate::{Batch, LoadParams, Logits, Run, Slot, TokenId, Want};
 
 pub(super) fn prefill_equals_decodes(suite: &Suite<'_>) -> Checked {
     let sequence = text(10, 13);
@@ -126,9 +126,10 @@ pub(super) fn rows_follow_wants(suite: &Suite<'_>) -> Checked {
 pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked {
     let (a, b, c) = (text(15, 7), text(16, 3), text(17, 9));
     let next = text(18, 5);
+    // The decode stands between: an engine that computes its decodes apart must put their rows back.
     let feeds: [Feed<'_>; 3] = [
-        (0, &next[..1], Want::Last),
         (2, &c, Want::All),
+        (0, &next[..1], Want::Last),
         (1, &next[1..], Want::All),
     ];
     let started = || -> Checked<Rig> {
@@ -169,6 +170,31 @@ pub(super) fn same_input_same_bits(suite: &Suite<'_>) -> Checked {
         ("another model of the same weights", script(&mut suite.small()?)?),
     ] {
         same_bits(&rows, &first).map_err(|broken| broken.at(place))?;
+    }
+    Ok(())
+}
+
+pub(super) fn any_thread_count_gives_the_same_logits(suite: &Suite<'_>) -> Checked {
+    let sequences = ragged();
+    let with = |threads| -> Checked<Rows> {
+        let mut params = LoadParams::new(32, 4);
+        params.threads = threads;
+        let mut rig = suite.load(&weights(small()), &params)?;
+        let feeds: Vec<Feed<'_>> = sequences
+            .iter()
+            .enumerate()
+            .map(|(slot, s)| (slot, &s[..], Want::All))
+            .collect();
+        let mut rows = rig.step(&feeds)?.concat();
+        rows.extend(rig.feed(1, &sequences[2], Want::Last)?);
+        Ok(rows)
+    };
+    let expected = with(None)?;
+    // More threads than rows, heads or processors, too.
+    for threads in [1, 2, 3, 5, 16] {
+        suite
+            .is_same(&with(Some(threads))?, &expected)
+            .map_err(|broken| broken.at(format_args!("{threads} threads")))?;
     }
     Ok(())
 }
