@@ -86,7 +86,7 @@ pub enum CheckpointError {
         /// The file they stand in.
         file: PathBuf,
         /// The first that does not fit.
-        source: BackendError,
+        source: Box<BackendError>,
     },
     /// A `.pth` file whose zip archive cannot be used.
     #[error("{}: {source}", .file.display())]

@@ -36,7 +36,6 @@ mod weights;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -207,6 +206,7 @@ fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Form
         (_, _, [shard]) if meta::is_shard(shard) => Err(missing(meta::PARAMS, shard)),
         (_, _, [model]) => Err(missing(hf::CONFIG, model)),
         (true, false, []) => Err(missing("consolidated.00.pth", meta::PARAMS)),
+        (false, true, []) => Err(missing(hf::MODEL, hf::CONFIG)),
         (_, _, []) => Err(CheckpointError::NoCheckpoint {
             dir: dir.to_owned(),
             found: names.iter().take(MAX_NAMES).cloned().collect(),
@@ -223,22 +223,19 @@ const MAX_NAMES: usize = 20;
 
 /// The names of a folder's entries, in order.
 fn list(dir: &Path) -> Result<BTreeSet<String>, CheckpointError> {
-    let entries = fs::read_dir(dir).map_err(|source| {
+    let failed = |source| CheckpointError::Io {
+        path: dir.to_owned(),
+        source,
+    };
+    if dir.is_file() {
         let path = dir.to_owned();
-        if source.kind() == io::ErrorKind::NotADirectory {
-            CheckpointError::NotAFolder { path }
-        } else {
-            CheckpointError::Io { path, source }
-        }
-    })?;
-    entries
+        return Err(CheckpointError::NotAFolder { path });
+    }
+    fs::read_dir(dir)
+        .map_err(failed)?
         .map(|entry| {
-            let entry = entry.map_err(|source| CheckpointError::Io {
-                path: dir.to_owned(),
-                source,
-            })?;
             // A name that is not UTF-8 is none that is looked for.
-            Ok(entry.file_name().to_string_lossy().into_owned())
+            Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())
         })
         .collect()
 }

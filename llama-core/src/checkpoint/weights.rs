@@ -224,6 +224,9 @@ impl Tensor {
 
     /// Gathers a part of the tensor, row-major. The error is the part whose file does not hold it.
     fn gather(&self, rows: &Range<usize>, cols: &Range<usize>, out: &mut [u8]) -> Result<(), &View> {
+        if out.is_empty() {
+            return Ok(());
+        }
         let size = self.info.dtype.size();
         let pitch = cols.len() * size;
         let mut start = 0;
