@@ -151,8 +151,13 @@ impl CheckpointError {
     pub fn is_malformed(&self) -> bool {
         match self {
             Self::Json { .. } | Self::Safetensors { .. } | Self::Layout { .. } => true,
-            Self::Archive { source, .. } => !matches!(source, ArchiveError::NotStored { .. }),
-            Self::Pickle { source, .. } => !matches!(source, PickleError::Global { .. }),
+            Self::Archive { source, .. } => !matches!(
+                source,
+                ArchiveError::NotStored { .. } | ArchiveError::ByteOrder { .. }
+            ),
+            Self::Pickle { source, .. } => {
+                !matches!(source, PickleError::Global { .. } | PickleError::Opcode { .. })
+            }
             _ => false,
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! | layout | files | types |
 //! |---|---|---|
-//! | [Meta](Format::Meta) | `params.json`, `consolidated.00.pth` … one for each model-parallel rank | f32, f16, bf16 |
+//! | [Meta](Format::Meta) | `params.json`, `consolidated.00.pth` … one for each model-parallel rank, zip or legacy | f32, f16, bf16 |
 //! | [Hugging Face](Format::HuggingFace) | `config.json`, `model.safetensors` or `model.safetensors.index.json` with its shards | f32, f16, bf16 |
 //!
 //! Files are mapped into memory and read when a tensor is asked for. A file is data, whatever it says: a `.pth` file's pickle

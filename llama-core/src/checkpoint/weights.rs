@@ -169,8 +169,10 @@ impl View {
             let from = self.start + rows.start * width;
             let len = rows.len() * width;
             out.get_mut(..len)?.copy_from_slice(file.get(from..from + len)?);
+            self.blob.release(from..from + len);
             return Some(());
         }
+        let touched = self.span(&rows);
         for (i, row) in rows.enumerate() {
             let first = self.order.stored(row) * self.row_stride + cols.start * self.col_stride;
             let from = self.start + first * size;
@@ -184,7 +186,20 @@ impl View {
                 element.copy_from_slice(file.get(from..from + size)?);
             }
         }
+        self.blob.release(touched);
         Some(())
+    }
+
+    /// The bytes of the file that these rows lie in, among others.
+    fn span(&self, rows: &Range<usize>) -> Range<usize> {
+        // Other orders keep to their heads; columns may be as far apart as rows.
+        let rows = match self.order {
+            RowOrder::Canonical => rows.clone(),
+            RowOrder::HalfSplit { .. } => 0..self.n_rows,
+        };
+        let size = self.dtype.size();
+        let last = rows.end.saturating_sub(1) * self.row_stride + (self.n_cols - 1) * self.col_stride;
+        self.start + rows.start * self.row_stride * size..self.start + (last + 1) * size
     }
 }
 
