@@ -1,12 +1,15 @@
 //! Files with a part cut off or bytes changed at random: each opens or is an error, soon and in little memory.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "fixtures/hf.rs"]
+mod hf;
 #[path = "fixtures/pth.rs"]
 mod pth;
 
 use std::fs;
 use std::path::Path;
 
+use hf::{CONFIG, TENSORS, safetensors};
 use llama_core::checkpoint::{self, Checkpoint, CheckpointError};
 
 /// SplitMix64: the cases are the same in every run.
@@ -132,72 +135,33 @@ fn params_with_changed_bytes_open_or_are_an_error() {
     });
 }
 
-const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 8,
-    "intermediate_size": 24, "max_position_embeddings": 16, "model_type": "llama", "num_attention_heads": 2,
-    "num_hidden_layers": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
-    "rope_theta": 10000.0, "tie_word_embeddings": true, "vocab_size": 6}"#;
-
-fn safetensors() -> Vec<u8> {
-    let shapes: [(&str, &[usize]); 11] = [
-        ("model.embed_tokens.weight", &[6, 8]),
-        ("model.norm.weight", &[8]),
-        ("model.layers.0.self_attn.q_proj.weight", &[8, 8]),
-        ("model.layers.0.self_attn.k_proj.weight", &[4, 8]),
-        ("model.layers.0.self_attn.v_proj.weight", &[4, 8]),
-        ("model.layers.0.self_attn.o_proj.weight", &[8, 8]),
-        ("model.layers.0.mlp.gate_proj.weight", &[24, 8]),
-        ("model.layers.0.mlp.down_proj.weight", &[8, 24]),
-        ("model.layers.0.mlp.up_proj.weight", &[24, 8]),
-        ("model.layers.0.input_layernorm.weight", &[8]),
-        ("model.layers.0.post_attention_layernorm.weight", &[8]),
-    ];
-    let mut at = 0;
-    let entries: Vec<_> = shapes
-        .iter()
-        .map(|(name, shape)| {
-            let start = at;
-            at += shape.iter().product::<usize>() * 2;
-            format!(r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{at}]}}"#)
-        })
-        .collect();
-    let header = format!("{{{}}}", entries.join(","));
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(bytes.len() + at, 7);
-    bytes
-}
-
-/// A folder whose files are written anew for each case.
-fn exercise_folder(dir: &Path, files: &[(&str, &[u8])]) -> bool {
-    for (name, content) in files {
-        fs::write(dir.join(name), content).unwrap();
-    }
+/// The model in `dir` once this file of it was written anew.
+fn exercise_file(dir: &Path, name: &str, content: &[u8]) -> bool {
+    // A new file: some file systems write one to the disk at once when it is overwritten.
+    let file = dir.join(name);
+    fs::remove_file(&file).ok();
+    fs::write(&file, content).unwrap();
     exercise(checkpoint::open(dir))
-}
-
-fn exercise_model(dir: &Path, model: &[u8]) -> bool {
-    exercise_folder(
-        dir,
-        &[("config.json", CONFIG.as_bytes()), ("model.safetensors", model)],
-    )
 }
 
 #[test]
 fn safetensors_cut_off_or_changed_open_or_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), CONFIG).unwrap();
     in_little_memory(|| {
-        let model = safetensors();
-        assert!(exercise_model(dir.path(), &model));
+        let exercise = |model: &[u8]| exercise_file(dir.path(), "model.safetensors", model);
+        let model = safetensors(&TENSORS);
+        assert!(exercise(&model));
         for len in (0..model.len()).step_by(7) {
-            assert!(!exercise_model(dir.path(), &model[..len]), "{len} bytes");
+            assert!(!exercise(&model[..len]), "{len} bytes");
         }
         let mut random = Random(3);
-        let cases = (0..3000).map(|case| {
+        let cases = (0..2000).map(|case| {
             let mut bytes = model.clone();
             // The header has 1,000 bytes; what follows is numbers.
             let len = if case % 8 == 0 { 8 } else { 1100 };
             random.mutate(&mut bytes[..len]);
-            exercise_model(dir.path(), &bytes)
+            exercise(&bytes)
         });
         cases.filter(|&opened| opened).count()
     });
@@ -206,16 +170,13 @@ fn safetensors_cut_off_or_changed_open_or_are_an_error() {
 #[test]
 fn config_with_changed_bytes_opens_or_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("model.safetensors"), safetensors(&TENSORS)).unwrap();
     in_little_memory(|| {
-        let model = safetensors();
         let mut random = Random(4);
         let cases = (0..2000).map(|_| {
             let mut config = CONFIG.as_bytes().to_vec();
             random.mutate(&mut config);
-            exercise_folder(
-                dir.path(),
-                &[("config.json", &config), ("model.safetensors", &model)],
-            )
+            exercise_file(dir.path(), "config.json", &config)
         });
         cases.filter(|&opened| opened).count()
     });

@@ -7,7 +7,7 @@ mod pth;
 
 use std::ops::Range;
 
-use fixtures::data_dir;
+use fixtures::data;
 use llama_backend::{WeightError, WeightSource};
 use llama_core::checkpoint;
 
@@ -71,7 +71,7 @@ fn assert_slices(weights: &dyn WeightSource, what: &str) {
 #[test]
 fn a_slice_is_a_part_of_the_whole() {
     for source in SOURCES {
-        let Some(dir) = data_dir(source) else { return };
+        let Some(dir) = data(source) else { return };
         let checkpoint = checkpoint::open(dir).unwrap();
         assert_slices(&*checkpoint.weights(), source);
     }

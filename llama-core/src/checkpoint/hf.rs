@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::blob::Blob;
 use super::json::Fields;
 use super::mmap::map;
-use super::weights::{Axis, FileTensors, RowOrder, Tensor, Weights};
+use super::view::{FileTensors, RowOrder};
+use super::weights::{Axis, Tensor, Weights};
 use super::{CheckpointError, safetensors};
 
 pub(super) const CONFIG: &str = "config.json";

@@ -11,7 +11,8 @@ use llama_backend::{ModelConfig, WeightError, meta_ffn_dim};
 use super::blob::Blob;
 use super::json::Fields;
 use super::mmap::map;
-use super::weights::{Axis, FileTensors, RowOrder, Tensor, View, Weights};
+use super::view::{FileTensors, RowOrder, View};
+use super::weights::{Axis, Tensor, Weights};
 use super::{CheckpointError, pth};
 
 pub(super) const PARAMS: &str = "params.json";

@@ -32,6 +32,7 @@ mod mmap;
 mod pickle;
 mod pth;
 mod safetensors;
+mod view;
 mod weights;
 
 use std::collections::BTreeSet;
