@@ -1,0 +1,130 @@
+//! SentencePiece in its plainest form: a writer of models, the merge rule and the decoder as one would say them aloud.
+
+use std::collections::HashMap;
+
+pub(crate) const NORMAL: u8 = 1;
+pub(crate) const UNKNOWN: u8 = 2;
+pub(crate) const CONTROL: u8 = 3;
+pub(crate) const BYTE: u8 = 6;
+
+/// A `ModelProto` under construction.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) pieces: Vec<(String, f32, u8)>,
+    pub(crate) remove_extra_whitespaces: bool,
+}
+
+impl Model {
+    /// `<unk>`, `<s>`, `</s>`, the 256 bytes, and these normal pieces.
+    pub(crate) fn new(normal: impl IntoIterator<Item = (String, f32)>) -> Model {
+        let mut pieces =
+            vec![("<unk>".into(), 0.0, UNKNOWN), ("<s>".into(), 0.0, CONTROL), ("</s>".into(), 0.0, CONTROL)];
+        pieces.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, BYTE)));
+        pieces.extend(normal.into_iter().map(|(piece, score)| (piece, score, NORMAL)));
+        Model { pieces, remove_extra_whitespaces: false }
+    }
+
+    /// The protobuf.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (piece, score, kind) in &self.pieces {
+            let mut message = bytes_field(1, piece.as_bytes());
+            message.push(2 << 3 | 5);
+            message.extend(score.to_le_bytes());
+            message.extend([3 << 3, *kind]);
+            out.extend(bytes_field(1, &message));
+        }
+        // TrainerSpec: model_type = BPE, byte_fallback = true (field 35).
+        out.extend(bytes_field(2, &[3 << 3, 2, 0x98, 0x02, 1]));
+        // NormalizerSpec: identity, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
+        let mut spec = bytes_field(1, b"identity");
+        spec.extend([3 << 3, 1, 4 << 3, u8::from(self.remove_extra_whitespaces), 5 << 3, 1]);
+        out.extend(bytes_field(3, &spec));
+        out
+    }
+}
+
+fn bytes_field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut len = bytes.len();
+    while len >= 0x80 {
+        out.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+    out.extend(bytes);
+    out
+}
+
+/// The pieces of a text that is already prepared: join the neighbours whose joined text has the highest score, the
+/// leftmost of equals, until none is a piece; spell in bytes what then is none.
+pub(crate) fn encode(pieces: &[(String, f32, u8)], prepared: &str) -> Vec<u32> {
+    let normal: HashMap<&str, (u32, f32)> = (0u32..)
+        .zip(pieces)
+        .filter(|(_, piece)| piece.2 == NORMAL)
+        .map(|(id, (text, score, _))| (text.as_str(), (id, *score)))
+        .collect();
+    let first_byte = pieces.iter().position(|piece| piece.0 == "<0x00>").expect("byte pieces") as u32;
+    let mut symbols: Vec<String> = prepared.chars().map(String::from).collect();
+    loop {
+        let mut best: Option<(f32, usize, String)> = None;
+        for at in 1..symbols.len() {
+            let joined = format!("{}{}", symbols[at - 1], symbols[at]);
+            if let Some(&(_, score)) = normal.get(joined.as_str())
+                && best.as_ref().is_none_or(|best| score > best.0)
+            {
+                best = Some((score, at, joined));
+            }
+        }
+        let Some((_, at, joined)) = best else { break };
+        symbols[at - 1] = joined;
+        symbols.remove(at);
+    }
+    let mut ids = Vec::new();
+    for symbol in &symbols {
+        match normal.get(symbol.as_str()) {
+            Some(&(id, _)) => ids.push(id),
+            None => ids.extend(symbol.bytes().map(|byte| first_byte + u32::from(byte))),
+        }
+    }
+    ids
+}
+
+/// The text of ids: first every run of bytes becomes text, then the pieces are joined.
+pub(crate) fn decode(pieces: &[(String, f32, u8)], remove_extra_whitespaces: bool, ids: &[u32]) -> String {
+    let mut text = String::new();
+    let mut run: Vec<u8> = Vec::new();
+    let mut at_start = true;
+    for (i, &id) in ids.iter().enumerate() {
+        let (piece, _, kind) = &pieces[id as usize];
+        if *kind == BYTE {
+            run.push(u8::from_str_radix(&piece[3..5], 16).expect("hex"));
+            if ids.get(i + 1).is_some_and(|&next| pieces[next as usize].2 == BYTE) {
+                continue;
+            }
+        }
+        let mut rest = &run[..];
+        while !rest.is_empty() {
+            // The longest valid character that begins here, or one bad byte.
+            let len = (1..=rest.len().min(4)).find(|&len| std::str::from_utf8(&rest[..len]).is_ok());
+            match len {
+                Some(len) => text.push_str(std::str::from_utf8(&rest[..len]).expect("checked")),
+                None => text.push('\u{fffd}'),
+            }
+            rest = &rest[len.unwrap_or(1)..];
+        }
+        run.clear();
+        if *kind == UNKNOWN {
+            text.push_str(" \u{2047} ");
+        }
+        if *kind == NORMAL {
+            let mut piece = piece.as_str();
+            if at_start && text.is_empty() && let Some(rest) = piece.strip_prefix('▁') {
+                piece = rest;
+                at_start = remove_extra_whitespaces;
+            }
+            text.push_str(&piece.replace('▁', " "));
+        }
+    }
+    text
+}
