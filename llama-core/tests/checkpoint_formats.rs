@@ -1,15 +1,16 @@
 //! Every format and variant gives the same tensors: the canonical form does not depend on the file.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod fixtures;
 
 use std::sync::Arc;
 
-use fixtures::data_dir;
+use fixtures::data;
 use llama_backend::{DType, ModelConfig, WeightSource};
 use llama_core::checkpoint::{self, Checkpoint, Format};
 
 fn open(name: &str) -> Option<Checkpoint> {
-    let dir = data_dir(name)?;
+    let dir = data(name)?;
     Some(checkpoint::open(&dir).unwrap_or_else(|error| panic!("{error}")))
 }
 
@@ -165,7 +166,7 @@ fn one_shard_is_handed_out_as_it_lies_in_the_file() {
 
 #[test]
 fn embedded_bytes_give_the_same_tensors_as_files() {
-    let Some(dir) = data_dir("stories260K-mp2") else {
+    let Some(dir) = data("stories260K-mp2") else {
         return;
     };
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();

@@ -126,7 +126,11 @@ fn find_directory(file: &[u8]) -> Result<(u64, Range<usize>), ArchiveError> {
     let last = file.len().checked_sub(END_LEN).ok_or_else(truncated)?;
     let end = (last.saturating_sub(0xffff)..=last)
         .rev()
-        .find(|&at| file[at..].starts_with(END) && u16_at(file, at + 20) == Some((last - at) as u64))
+        .find(|&at| {
+            file[at] == END[0]
+                && file[at..].starts_with(END)
+                && u16_at(file, at + 20) == Some((last - at) as u64)
+        })
         .ok_or_else(truncated)?;
     let field = |value: Option<u64>| value.ok_or_else(truncated);
     let mut count = field(u16_at(file, end + 10))?;

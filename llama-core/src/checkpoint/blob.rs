@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use llama_backend::WeightBytes;
 
+use super::mmap::Map;
+
 /// Shared bytes and their name. Cloning shares both.
 #[derive(Clone)]
 pub(super) struct Blob {
     path: Arc<Path>,
     data: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// The same bytes, where they are a mapped file.
+    map: Option<Arc<Map>>,
 }
 
 impl Blob {
@@ -19,6 +23,27 @@ impl Blob {
         Self {
             path: path.into(),
             data,
+            map: None,
+        }
+    }
+
+    pub(super) fn mapped(path: &Path, map: Arc<Map>) -> Self {
+        Self {
+            path: path.into(),
+            data: map.clone(),
+            map: Some(map),
+        }
+    }
+
+    /// Says that a range was copied and is not needed in memory for now.
+    pub(super) fn release(&self, range: Range<usize>) {
+        /// Below that, asking costs more than it saves.
+        const WORTHWHILE: usize = 1 << 20;
+        if let Some(map) = &self.map
+            && range.len() >= WORTHWHILE
+            && range.end <= self.bytes().len()
+        {
+            map.release(range);
         }
     }
 

@@ -86,7 +86,7 @@ pub enum CheckpointError {
         /// The file they stand in.
         file: PathBuf,
         /// The first that does not fit.
-        source: BackendError,
+        source: Box<BackendError>,
     },
     /// A `.pth` file whose zip archive cannot be used.
     #[error("{}: {source}", .file.display())]
@@ -151,8 +151,13 @@ impl CheckpointError {
     pub fn is_malformed(&self) -> bool {
         match self {
             Self::Json { .. } | Self::Safetensors { .. } | Self::Layout { .. } => true,
-            Self::Archive { source, .. } => !matches!(source, ArchiveError::NotStored { .. }),
-            Self::Pickle { source, .. } => !matches!(source, PickleError::Global { .. }),
+            Self::Archive { source, .. } => !matches!(
+                source,
+                ArchiveError::NotStored { .. } | ArchiveError::ByteOrder { .. }
+            ),
+            Self::Pickle { source, .. } => {
+                !matches!(source, PickleError::Global { .. } | PickleError::Opcode { .. })
+            }
             _ => false,
         }
     }

@@ -7,7 +7,7 @@
 //! numbers must have the value that Llama 2 has, or it is an error: a model that loads is computed as its makers meant it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use llama_backend::{ModelConfig, WeightError};
 use serde_json::Value;
@@ -15,12 +15,16 @@ use serde_json::Value;
 use super::blob::Blob;
 use super::json::Fields;
 use super::mmap::map;
-use super::weights::{Axis, FileTensors, RowOrder, Tensor, Weights};
+use super::view::{FileTensors, RowOrder};
+use super::weights::{Axis, Tensor, Weights};
 use super::{CheckpointError, safetensors};
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const MODEL: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Far above the positions of any model.
+const MAX_POSITIONS: usize = 1 << 24;
 
 /// What `config.json` says.
 struct Config {
@@ -80,8 +84,8 @@ fn stored_name(name: &str) -> String {
 /// The files of a checkpoint, and which of them holds which tensor.
 struct Files {
     files: Vec<FileTensors>,
-    /// The file of each tensor; empty where there is but one file.
-    index: HashMap<String, usize>,
+    /// Where there is an index: its path, and the file of each tensor.
+    index: Option<(PathBuf, HashMap<String, usize>)>,
 }
 
 impl Files {
@@ -90,36 +94,34 @@ impl Files {
             let file = safetensors::read(map(&dir.join(MODEL))?)?;
             return Ok(Self {
                 files: vec![file],
-                index: HashMap::new(),
+                index: None,
             });
         }
-        let index_path = dir.join(INDEX);
-        let shards = read_index(&map(&index_path)?)?;
-        let mut all = Self {
-            files: Vec::new(),
-            index: HashMap::new(),
-        };
-        for (shard, tensors) in shards {
-            let path = dir.join(&shard);
-            if !path.exists() {
+        let path = dir.join(INDEX);
+        let mut index = HashMap::new();
+        let mut files = Vec::new();
+        for (shard, tensors) in read_index(&map(&path)?)? {
+            let shard = dir.join(&shard);
+            if !shard.exists() {
                 return Err(CheckpointError::MissingFile {
-                    file: path,
+                    file: shard,
                     needed_for: format!("{INDEX} asks for it"),
                 });
             }
-            let file = safetensors::read(map(&path)?)?;
+            let file = safetensors::read(map(&shard)?)?;
             for tensor in tensors {
                 if !file.tensors.contains_key(&tensor) {
-                    return Err(CheckpointError::Weights(WeightError::Missing {
-                        file: path,
-                        tensor,
-                    }));
+                    let file = shard;
+                    return Err(WeightError::Missing { file, tensor }.into());
                 }
-                all.index.insert(tensor, all.files.len());
+                index.insert(tensor, files.len());
             }
-            all.files.push(file);
+            files.push(file);
         }
-        Ok(all)
+        Ok(Self {
+            files,
+            index: Some((path, index)),
+        })
     }
 
     /// Takes the tensor of this canonical name.
@@ -130,7 +132,13 @@ impl Files {
         } else {
             RowOrder::Canonical
         };
-        let file = self.index.get(&stored).copied().unwrap_or(0);
+        let file = match &self.index {
+            None => 0,
+            Some((path, index)) => *index.get(&stored).ok_or_else(|| WeightError::Missing {
+                file: path.clone(),
+                tensor: stored.clone(),
+            })?,
+        };
         let view = self.files[file].take(&stored, &shape, order)?; // there is a file: `open` saw to it
         Ok(Tensor::new(view.dtype(), shape, Axis::Rows, vec![view]))
     }
@@ -225,11 +233,12 @@ fn read_config(file: &Blob) -> Result<Config, CheckpointError> {
     };
     model.validate().map_err(|source| CheckpointError::Config {
         file: fields.file().to_owned(),
-        source,
+        source: Box::new(source),
     })?;
     let max_seq_len = fields.size("max_position_embeddings")?.unwrap_or(2048);
-    if max_seq_len == 0 {
-        return Err(fields.wrong("max_position_embeddings", 0, "1 or above"));
+    if !(1..=MAX_POSITIONS).contains(&max_seq_len) {
+        let expected = format!("between 1 and {MAX_POSITIONS}");
+        return Err(fields.wrong("max_position_embeddings", max_seq_len, expected));
     }
     Ok(Config {
         model,

@@ -55,17 +55,23 @@ impl Fields {
         &self.file
     }
 
-    /// The error for a field that is not what it must be.
+    /// The error for a field that is not what it must be; a long value is cut.
     pub(super) fn wrong(
         &self,
         field: &str,
         found: impl ToString,
         expected: impl Into<String>,
     ) -> CheckpointError {
+        const MAX_CHARS: usize = 100;
+        let mut found = found.to_string();
+        if let Some((cut, _)) = found.char_indices().nth(MAX_CHARS) {
+            found.truncate(cut);
+            found.push('…');
+        }
         CheckpointError::Field {
             file: self.file.clone(),
             field: field.to_owned(),
-            found: found.to_string(),
+            found,
             expected: expected.into(),
         }
     }

@@ -4,7 +4,6 @@
 //! its parallel layers, so that any number of them serves any number of processes.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use llama_backend::{ModelConfig, WeightError, meta_ffn_dim};
@@ -12,7 +11,8 @@ use llama_backend::{ModelConfig, WeightError, meta_ffn_dim};
 use super::blob::Blob;
 use super::json::Fields;
 use super::mmap::map;
-use super::weights::{Axis, FileTensors, RowOrder, Tensor, View, Weights};
+use super::view::{FileTensors, RowOrder, View};
+use super::weights::{Axis, Tensor, Weights};
 use super::{CheckpointError, pth};
 
 pub(super) const PARAMS: &str = "params.json";
@@ -36,14 +36,7 @@ pub(super) fn open(dir: &Path, mut shards: Vec<String>) -> Result<Weights, Check
             expected: "consolidated.00.pth and on, without a gap".to_owned(),
         });
     }
-    let params = dir.join(PARAMS);
-    let params = Blob::new(
-        &params,
-        std::sync::Arc::new(fs::read(&params).map_err(|source| CheckpointError::Io {
-            path: params.clone(),
-            source,
-        })?),
-    );
+    let params = map(&dir.join(PARAMS))?;
     let shards: Vec<_> = shards
         .iter()
         .map(|name| map(&dir.join(name)))
@@ -57,7 +50,7 @@ pub(super) fn join(root: &Path, params: &Blob, shards: Vec<Blob>) -> Result<Weig
     let config = read_params(params, &shards)?;
     config.validate().map_err(|source| CheckpointError::Config {
         file: params.path(),
-        source,
+        source: Box::new(source),
     })?;
     let mut tensors = HashMap::new();
     for (name, shape) in config.tensors() {

@@ -6,13 +6,50 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use super::CheckpointError;
 use super::blob::Blob;
+
+/// A file in memory, to be read.
+#[derive(Debug)]
+pub(super) struct Map(Mmap);
+
+impl AsRef<[u8]> for Map {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Map {
+    /// Lets go of the memory behind a range within the map, until it is read again.
+    ///
+    /// Nothing changes for readers. It is for elements that were copied elsewhere: without it, a process that joins shards would
+    /// seem to hold the model twice until the system needs the memory.
+    pub(super) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY:
+            // - `DontNeed` is unsound where it discards what was written to memory; this map is read-only and a file stands
+            //   behind each page, so that the next access reads the same bytes from it;
+            // - the range lies within the map: memmap2 passes it on to the system, which refuses any other.
+            let advised = unsafe {
+                self.0
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // Advice that is not taken costs nothing but what it was meant to save.
+            let _ = advised;
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
 
 /// Maps a file into memory, to be read.
 ///
@@ -33,7 +70,7 @@ pub(super) fn map(path: &Path) -> Result<Blob, CheckpointError> {
     let file = File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.len() == 0 {
         // Not every system maps an empty file.
-        return Ok(Blob::new(path, Arc::new(Vec::new())));
+        return Ok(Blob::new(path, Arc::new([])));
     }
     // SAFETY:
     // - the map is read-only and private to this `Mmap`, which unmaps it when its last owner goes;
@@ -42,5 +79,5 @@ pub(super) fn map(path: &Path) -> Result<Blob, CheckpointError> {
     //   `checkpoint::open`. All offsets are checked against the map's length on every access, and every bit pattern is a
     //   valid `u8`, so changed content leads to other numbers or an error.
     let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-    Ok(Blob::new(path, Arc::new(map)))
+    Ok(Blob::mapped(path, Arc::new(Map(map))))
 }

@@ -7,7 +7,7 @@
 //!
 //! | layout | files | types |
 //! |---|---|---|
-//! | [Meta](Format::Meta) | `params.json`, `consolidated.00.pth` … one for each model-parallel rank | f32, f16, bf16 |
+//! | [Meta](Format::Meta) | `params.json`, `consolidated.00.pth` … one for each model-parallel rank, zip or legacy | f32, f16, bf16 |
 //! | [Hugging Face](Format::HuggingFace) | `config.json`, `model.safetensors` or `model.safetensors.index.json` with its shards | f32, f16, bf16 |
 //!
 //! Files are mapped into memory and read when a tensor is asked for. A file is data, whatever it says: a `.pth` file's pickle
@@ -32,11 +32,11 @@ mod mmap;
 mod pickle;
 mod pth;
 mod safetensors;
+mod view;
 mod weights;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -207,6 +207,7 @@ fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Form
         (_, _, [shard]) if meta::is_shard(shard) => Err(missing(meta::PARAMS, shard)),
         (_, _, [model]) => Err(missing(hf::CONFIG, model)),
         (true, false, []) => Err(missing("consolidated.00.pth", meta::PARAMS)),
+        (false, true, []) => Err(missing(hf::MODEL, hf::CONFIG)),
         (_, _, []) => Err(CheckpointError::NoCheckpoint {
             dir: dir.to_owned(),
             found: names.iter().take(MAX_NAMES).cloned().collect(),
@@ -223,22 +224,19 @@ const MAX_NAMES: usize = 20;
 
 /// The names of a folder's entries, in order.
 fn list(dir: &Path) -> Result<BTreeSet<String>, CheckpointError> {
-    let entries = fs::read_dir(dir).map_err(|source| {
+    let failed = |source| CheckpointError::Io {
+        path: dir.to_owned(),
+        source,
+    };
+    if dir.is_file() {
         let path = dir.to_owned();
-        if source.kind() == io::ErrorKind::NotADirectory {
-            CheckpointError::NotAFolder { path }
-        } else {
-            CheckpointError::Io { path, source }
-        }
-    })?;
-    entries
+        return Err(CheckpointError::NotAFolder { path });
+    }
+    fs::read_dir(dir)
+        .map_err(failed)?
         .map(|entry| {
-            let entry = entry.map_err(|source| CheckpointError::Io {
-                path: dir.to_owned(),
-                source,
-            })?;
             // A name that is not UTF-8 is none that is looked for.
-            Ok(entry.file_name().to_string_lossy().into_owned())
+            Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())
         })
         .collect()
 }

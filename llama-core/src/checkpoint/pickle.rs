@@ -115,7 +115,7 @@ pub(super) enum Global {
 
 impl Global {
     fn find(module: &str, name: &str) -> Option<Self> {
-        const STORAGES: [&str; 9] = [
+        const STORAGES: [&str; 10] = [
             "FloatStorage",
             "HalfStorage",
             "BFloat16Storage",
@@ -125,6 +125,7 @@ impl Global {
             "ShortStorage",
             "CharStorage",
             "ByteStorage",
+            "BoolStorage",
         ];
         match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),

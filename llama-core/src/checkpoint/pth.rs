@@ -11,7 +11,7 @@ use llama_backend::DType;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::pickle::{Pickle, PickledTensor, Storage, Value};
-use super::weights::{FileTensors, Stored};
+use super::view::{FileTensors, Stored};
 use super::{ArchiveError, CheckpointError, PickleError};
 
 /// `torch.serialization.MAGIC_NUMBER`, with which a legacy file begins.

@@ -12,7 +12,7 @@ use safetensors::tensor::Metadata;
 
 use super::CheckpointError;
 use super::blob::Blob;
-use super::weights::{FileTensors, Stored};
+use super::view::{FileTensors, Stored};
 
 /// Llama 2 70B in one file would take 100 KB.
 const MAX_HEADER_LEN: usize = 16 << 20;

@@ -1,192 +1,19 @@
 //! [`Weights`]: a checkpoint's tensors in the canonical form, as views of its files.
 //!
-//! Every reader describes each tensor as parts joined along one axis, each part a strided matrix somewhere in a file. That one
-//! description covers what the formats do: model-parallel shards are several parts, PyTorch's views are strides, tied tensors
-//! are the same part twice, and Hugging Face's row order is an order of rows. A tensor that is one dense part is handed out
-//! as the file's own bytes; any other is gathered when it is asked for, and only what is asked for.
+//! Every reader describes each tensor as parts joined along one axis, each part a [`View`] of a file. That one description
+//! covers what the formats do: model-parallel shards are several parts, PyTorch's views are strides, tied tensors are the
+//! same part twice, and Hugging Face's row order is an order of rows. A tensor that is one dense part is handed out as the
+//! file's own bytes; any other is gathered when it is asked for, and only what is asked for.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use llama_backend::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
 
-use super::blob::Blob;
-
-/// The order of a matrix's rows in the file.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum RowOrder {
-    /// As in the canonical form.
-    Canonical,
-    /// Within each head, the first elements of all RoPE pairs before the second ones (Hugging Face's `wq` and `wk`):
-    /// canonical row `2 * i + half` of a head lies at `half * head_dim / 2 + i`.
-    HalfSplit { head_dim: usize },
-}
-
-impl RowOrder {
-    /// Where a canonical row lies in the file.
-    fn stored(self, row: usize) -> usize {
-        match self {
-            Self::Canonical => row,
-            Self::HalfSplit { head_dim } => {
-                let (head, within) = (row / head_dim, row % head_dim);
-                let (pair, half) = (within / 2, within % 2);
-                head * head_dim + half * (head_dim / 2) + pair
-            }
-        }
-    }
-}
-
-/// A tensor as a file describes it: named type, and a strided view of the file's bytes.
-#[derive(Debug, Clone)]
-pub(super) struct Stored {
-    /// `None` where the type is none that is supported.
-    pub(super) dtype: Option<DType>,
-    /// The type as the file names it.
-    pub(super) type_name: String,
-    pub(super) shape: Vec<usize>,
-    /// In elements, one for each dimension.
-    pub(super) strides: Vec<usize>,
-    /// The byte of the file at which the first element starts.
-    pub(super) start: usize,
-}
-
-/// The tensors of one file, each to be taken once: what is left over is not the model's.
-#[derive(Debug)]
-pub(super) struct FileTensors {
-    pub(super) blob: Blob,
-    pub(super) tensors: HashMap<String, Stored>,
-}
-
-impl FileTensors {
-    /// Takes a tensor whose shape must be `expected`.
-    pub(super) fn take(
-        &mut self,
-        tensor: &str,
-        expected: &[usize],
-        order: RowOrder,
-    ) -> Result<View, WeightError> {
-        let file = || self.blob.path();
-        let stored = self.tensors.remove(tensor).ok_or_else(|| WeightError::Missing {
-            file: file(),
-            tensor: tensor.to_owned(),
-        })?;
-        let Some(dtype) = stored.dtype else {
-            return Err(WeightError::DType {
-                file: file(),
-                tensor: tensor.to_owned(),
-                found: stored.type_name,
-                expected: "f32, f16 or bf16".to_owned(),
-            });
-        };
-        if stored.shape != expected {
-            return Err(WeightError::Shape {
-                file: file(),
-                tensor: tensor.to_owned(),
-                found: stored.shape,
-                expected: expected.to_vec(),
-            });
-        }
-        View::new(&self.blob, dtype, &stored, order).ok_or_else(|| WeightError::Read {
-            file: file(),
-            tensor: tensor.to_owned(),
-            source: "its elements do not lie within the file".into(),
-        })
-    }
-}
-
-/// A strided matrix within a file; a vector is a matrix of one row.
-#[derive(Debug, Clone)]
-pub(super) struct View {
-    blob: Blob,
-    dtype: DType,
-    n_rows: usize,
-    n_cols: usize,
-    /// In elements, as `col_stride`.
-    row_stride: usize,
-    col_stride: usize,
-    start: usize,
-    order: RowOrder,
-}
-
-impl View {
-    /// `None` unless it is a vector or a matrix whose elements all lie within the file.
-    fn new(blob: &Blob, dtype: DType, stored: &Stored, order: RowOrder) -> Option<Self> {
-        let (n_rows, n_cols, row_stride, col_stride) = match (&*stored.shape, &*stored.strides) {
-            (&[n], &[stride]) => (1, n, n, stride),
-            (&[rows, cols], &[row_stride, col_stride]) => (rows, cols, row_stride, col_stride),
-            _ => return None,
-        };
-        let last_row = n_rows.checked_sub(1)?.checked_mul(row_stride)?;
-        let last_col = n_cols.checked_sub(1)?.checked_mul(col_stride)?;
-        let end = last_row
-            .checked_add(last_col)?
-            .checked_add(1)?
-            .checked_mul(dtype.size())?
-            .checked_add(stored.start)?;
-        (end <= blob.bytes().len()).then(|| Self {
-            blob: blob.clone(),
-            dtype,
-            n_rows,
-            n_cols,
-            row_stride,
-            col_stride,
-            start: stored.start,
-            order,
-        })
-    }
-
-    pub(super) fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    pub(super) fn path(&self) -> PathBuf {
-        self.blob.path()
-    }
-
-    /// Whether the elements lie in the file as in the canonical form.
-    fn is_dense(&self) -> bool {
-        self.order == RowOrder::Canonical
-            && self.col_stride == 1
-            && (self.row_stride == self.n_cols || self.n_rows == 1)
-    }
-
-    /// The file's own bytes, where they are in the canonical form and aligned to the element.
-    fn share(&self) -> Option<WeightBytes> {
-        let len = self.n_rows * self.n_cols * self.dtype.size(); // the end of the view is within the file
-        let bytes = self.blob.share(self.start..self.start + len)?;
-        let aligned = bytes.as_ptr().addr().is_multiple_of(self.dtype.size());
-        aligned.then_some(bytes)
-    }
-
-    /// Copies a part of the matrix to `out`, whose rows lie `pitch` bytes apart. `None` if the file does not hold it.
-    fn copy(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [u8], pitch: usize) -> Option<()> {
-        let size = self.dtype.size();
-        let file = self.blob.bytes();
-        let width = cols.len() * size;
-        if self.is_dense() && cols.len() == self.n_cols && pitch == width {
-            let from = self.start + rows.start * width;
-            let len = rows.len() * width;
-            out.get_mut(..len)?.copy_from_slice(file.get(from..from + len)?);
-            return Some(());
-        }
-        for (i, row) in rows.enumerate() {
-            let first = self.order.stored(row) * self.row_stride + cols.start * self.col_stride;
-            let from = self.start + first * size;
-            let line = out.get_mut(i * pitch..i * pitch + width)?;
-            if self.col_stride == 1 {
-                line.copy_from_slice(file.get(from..from + width)?);
-                continue;
-            }
-            for (j, element) in line.chunks_exact_mut(size).enumerate() {
-                let from = from + j * self.col_stride * size;
-                element.copy_from_slice(file.get(from..from + size)?);
-            }
-        }
-        Some(())
-    }
-}
+use super::view::View;
 
 /// The dimension along which parts are joined.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -224,13 +51,16 @@ impl Tensor {
 
     /// Gathers a part of the tensor, row-major. The error is the part whose file does not hold it.
     fn gather(&self, rows: &Range<usize>, cols: &Range<usize>, out: &mut [u8]) -> Result<(), &View> {
+        if out.is_empty() {
+            return Ok(());
+        }
         let size = self.info.dtype.size();
         let pitch = cols.len() * size;
         let mut start = 0;
         for part in &self.parts {
             let (wanted, len) = match self.axis {
-                Axis::Rows => (rows, part.n_rows),
-                Axis::Cols => (cols, part.n_cols),
+                Axis::Rows => (rows, part.n_rows()),
+                Axis::Cols => (cols, part.n_cols()),
             };
             let overlap = wanted.start.max(start)..wanted.end.min(start + len);
             if !overlap.is_empty() {
@@ -309,7 +139,6 @@ impl WeightSource for Weights {
         const ALIGN: usize = 64;
         let tensor = self.tensor(name)?;
         if let [part] = &*tensor.parts
-            && part.is_dense()
             && let Some(bytes) = part.share()
         {
             return Ok(bytes);
@@ -326,7 +155,7 @@ impl WeightSource for Weights {
             &(0..n_cols),
             &mut buffer[start..start + len],
         )?;
-        WeightBytes::new(std::sync::Arc::new(buffer), start..start + len).ok_or_else(|| WeightError::Read {
+        WeightBytes::new(Arc::new(buffer), start..start + len).ok_or_else(|| WeightError::Read {
             file: self.root.clone(),
             tensor: name.to_owned(),
             source: "the buffer is too short".into(),
