@@ -1,3 +1,4 @@
 //! Chat with Llama 2: Meta's API in Rust, on interchangeable engines.
 
+pub mod sampler;
 pub mod tokenizer;
