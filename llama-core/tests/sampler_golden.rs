@@ -1,5 +1,12 @@
 //! Top-p against the reference's `sample_top_p`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panic"
+)]
+
 mod golden;
 
 use golden::{Check, Golden, float, same, text};
@@ -53,6 +60,8 @@ fn case(vectors: &Value, case: &Value) -> Check {
     if !found.iter().any(|kept| kept.id == id) {
         return Err(format!("sampled {id}, which is not kept"));
     }
+    let mut probs = logits.clone();
+    softmax(&mut probs, options.temperature).map_err(|e| e.to_string())?;
     let range = numbers(&Value::from(vec![
         case["n_kept_min"].clone(),
         case["n_kept_max"].clone(),
@@ -75,7 +84,10 @@ fn case(vectors: &Value, case: &Value) -> Check {
         .take(found.len())
     {
         let Kept { id, prob } = found[i];
-        same("kept_idx", &group(&tied, expected), &group(&tied, id.0 as usize))?;
+        // torch's sort leaves equals in any order, and a cut among equals keeps any of them.
+        if probs[id.0 as usize] != probs[expected] {
+            same("kept_idx", &group(&tied, expected), &group(&tied, id.0 as usize))?;
+        }
         let expected = float(&expected_probs[i]);
         // The probabilities depend on how many are kept only by the tail's share.
         let tolerance = if same_number { 1e-6 + 1e-5 * expected } else { 1e-5 };

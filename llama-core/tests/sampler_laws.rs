@@ -1,5 +1,12 @@
 //! Laws of sampling, over random logits.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panic"
+)]
+
 use llama_backend::TokenId;
 use llama_core::sampler::{
     Kept, Sampler, SamplingError, SamplingOptions, argmax, log_softmax_at, softmax, top_p,
@@ -109,7 +116,7 @@ fn the_stream_of_a_seed_is_fixed() {
         .iter()
         .map(|id| id.0)
         .collect();
-    assert_eq!(ids, [0, 0, 0, 0, 0, 0]);
+    assert_eq!(ids, [185, 580, 945, 734, 862, 370]);
 }
 
 #[test]

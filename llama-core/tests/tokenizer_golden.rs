@@ -1,5 +1,12 @@
 //! The tokenizer against the reference: ids, texts and dialogs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panic"
+)]
+
 mod golden;
 
 use golden::{Check, Golden, data, ids, same, text};
