@@ -16,6 +16,7 @@ use golden::data;
 use llama_backend::TokenId;
 use llama_core::tokenizer::{Tokenizer, TokenizerError};
 use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use sentencepiece::{CONTROL, Merger, Model};
 
 fn open(model: &Model) -> Tokenizer {
@@ -83,6 +84,18 @@ fn trained() -> impl Strategy<Value = Model> {
     })
 }
 
+/// A vocabulary that no training would give: any pieces over two letters, in any order.
+fn untrained() -> impl Strategy<Value = Model> {
+    let pieces = prop::collection::btree_set("[ab]{2,6}", 8..40);
+    pieces
+        .prop_map(|pieces| Vec::from_iter(pieces))
+        .prop_shuffle()
+        .prop_map(|pieces| {
+            let scored = pieces.into_iter().zip((0..).map(|rank| -(rank as f32)));
+            Model::new(scored.chain([("▁".into(), -1e9), ("a".into(), -1e9)]))
+        })
+}
+
 /// Ids of all kinds, with a taste for bytes and the beginnings of characters.
 fn ids(vocab_size: u32) -> impl Strategy<Value = Vec<u32>> {
     let byte = prop::sample::select(vec![
@@ -109,7 +122,10 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
-    fn encodes_as_sentencepiece(model in trained(), texts in prop::collection::vec("[ab ▁c<s>]{0,40}", 8)) {
+    fn encodes_as_sentencepiece(
+        model in prop_oneof![trained(), untrained()],
+        texts in prop::collection::vec("[ab]{0,40}|[ab ▁c<s>]{0,40}", 8),
+    ) {
         let tokenizer = open(&model);
         let merger = Merger::new(&model.pieces);
         for text in texts {
@@ -231,6 +247,34 @@ fn an_id_out_of_range_is_named_and_loses_nothing() {
     assert_eq!(detokenizer.push(TokenId(0xAC + 3)).unwrap(), "€");
 }
 
+/// The examples of the documentation read a file: this model.
+#[test]
+fn the_fixture_is_the_small_model() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model");
+    assert!(
+        std::fs::read(path).unwrap() == small(false).to_bytes(),
+        "{path} is to be written again"
+    );
+}
+
+#[test]
+fn debug_tells_the_facts_and_not_the_vocabulary() {
+    let text = format!("{:?}", open(&small(false)));
+    assert!(text.contains("vocab_size: 266") && text.len() < 400, "{text}");
+}
+
+/// A first piece of 123 bytes makes a protobuf begin like JSON: a line feed and a brace.
+#[test]
+fn a_model_that_begins_like_json_is_a_model() {
+    let mut model = small(false);
+    model
+        .pieces
+        .insert(0, ("x".repeat(114), -5.0, sentencepiece::NORMAL));
+    let bytes = model.to_bytes();
+    assert!(bytes.starts_with(b"\n{"));
+    assert_eq!(Tokenizer::from_bytes(&bytes).unwrap().unk_id(), TokenId(1));
+}
+
 #[test]
 fn tokenizers_are_shared_between_threads() {
     fn shared<T: Send + Sync + Clone>(_: &T) {}
@@ -269,7 +313,12 @@ fn encodes_as_sentencepiece_with_real_vocabularies() {
         });
         let part = prop_oneof![4 => piece, 1 => "[ ▁]{1,40}", 1 => "[-=a-c]{1,20}", 1 => any::<String>()];
         let texts = prop::collection::vec(prop::collection::vec(part, 1..6), 8);
-        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let config = ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
+        let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        let mut runner = TestRunner::new_with_rng(config, rng);
         let result = runner.run(&texts, |texts| {
             for text in texts.iter().map(|parts| parts.concat()) {
                 let expected = merger.encode(&prepared(&text));

@@ -26,7 +26,7 @@ pub use logprob::{log_softmax_at, log_sum_exp};
 /// assert!(options.is_greedy() && options.top_p == 0.9);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct SamplingOptions {
     /// Divides the logits: below 1 the likely gets likelier. At 0 and below the likeliest token is taken, always.
     pub temperature: f64,
