@@ -1,1 +1,142 @@
-//! Placeholder while the crate is built.
+//! The Llama 2 forward pass on [candle](https://github.com/huggingface/candle).
+//!
+//! Our own model code on candle's tensors. Weights stay as the checkpoint stores them (f32, f16, bf16), on the CPU in the
+//! reader's memory map itself; activations, sums, norms and the KV cache are f32. On the CPU the operations are candle custom
+//! operations over kernels of ours, chosen at run time for the processor; on a GPU they are candle's own.
+//!
+//! Feature | What it adds
+//! --- | ---
+//! `cuda` | [`Device::Cuda`]. **Untested**: it has not been run on such a device.
+//! `metal` | [`Device::Metal`]. **Untested**: it has not been run on such a device.
+//!
+//! ```
+//! use llama_backend::{Backend, Device};
+//! use llama_backend_candle::CandleBackend;
+//!
+//! let backend = CandleBackend::new(Device::Cpu)?;
+//! assert_eq!(backend.name(), "candle");
+//! assert!(backend.capabilities().skipped_laws.is_empty());
+//! # Ok::<(), llama_backend::BackendError>(())
+//! ```
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are little-endian, and used where they lie");
+
+mod attention;
+mod kernels;
+mod kv_cache;
+mod linear;
+mod load;
+mod model;
+mod ops;
+mod tensors;
+#[cfg(test)]
+mod test_util;
+
+use llama_backend::{
+    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig, ModelSource,
+};
+
+/// The engine's name in errors.
+const NAME: &str = "candle";
+/// The types of matrices that are taken as they are stored.
+const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+
+/// The candle engine on one device.
+#[derive(Debug, Clone)]
+pub struct CandleBackend {
+    place: Place,
+}
+
+/// Which implementation of the operations a model uses.
+#[derive(Debug, Clone)]
+enum Place {
+    /// This crate's kernels.
+    Host,
+    /// candle's operations on a device.
+    Tensors(candle_core::Device),
+}
+
+impl Default for CandleBackend {
+    /// The engine on the CPU.
+    fn default() -> Self {
+        Self { place: Place::Host }
+    }
+}
+
+impl CandleBackend {
+    /// The engine on a device.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unsupported`] for a device whose cargo feature is off; [`BackendError::Engine`] when the device cannot be
+    /// opened.
+    pub fn new(device: Device) -> Result<Self, BackendError> {
+        let unsupported = |feature| {
+            let what = format!("the device {device}: build it with the cargo feature `{feature}`");
+            Err(BackendError::Unsupported { backend: NAME, what })
+        };
+        let opened = match device {
+            Device::Cpu => return Ok(Self::default()),
+            Device::Cuda(_) if !cfg!(feature = "cuda") => return unsupported("cuda"),
+            Device::Cuda(index) => candle_core::Device::new_cuda(index),
+            Device::Metal(_) if !cfg!(feature = "metal") => return unsupported("metal"),
+            Device::Metal(index) => candle_core::Device::new_metal(index),
+            other => {
+                let what = format!("the device {other}");
+                return Err(BackendError::Unsupported { backend: NAME, what });
+            }
+        };
+        let place = Place::Tensors(opened.map_err(engine)?);
+        Ok(Self { place })
+    }
+}
+
+impl Backend for CandleBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            dtypes: DTYPES,
+            skipped_laws: &[],
+        }
+    }
+
+    fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+        load::plan(config, dtype, params)
+    }
+
+    fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
+        match source {
+            ModelSource::Weights(weights) => Ok(Box::new(load::load(&self.place, &*weights, params)?)),
+            _ => Err(BackendError::Unsupported {
+                backend: NAME,
+                what: "a source that is not a checkpoint's weights".to_owned(),
+            }),
+        }
+    }
+}
+
+/// What candle, or a library beside it, said.
+fn engine(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> BackendError {
+    BackendError::engine(NAME, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_compiled_in_names_its_feature() {
+        for (device, feature) in [(Device::Cuda(1), "cuda"), (Device::Metal(0), "metal")] {
+            if cfg!(any(feature = "cuda", feature = "metal")) {
+                continue;
+            }
+            let error = CandleBackend::new(device).unwrap_err();
+            assert!(matches!(error, BackendError::Unsupported { backend: "candle", .. }));
+            assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
+        }
+    }
+}

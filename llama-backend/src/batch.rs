@@ -42,6 +42,18 @@ pub enum Want {
     All,
 }
 
+impl Want {
+    /// How many rows of logits a run of `n_tokens` gives.
+    #[must_use]
+    pub fn n_rows(self, n_tokens: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => 1,
+            Self::All => n_tokens,
+        }
+    }
+}
+
 /// Tokens to append to one slot, at consecutive positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run<'a> {
@@ -59,11 +71,7 @@ impl Run<'_> {
     /// How many rows of logits the run wants.
     #[must_use]
     pub fn n_rows(&self) -> usize {
-        match self.want {
-            Want::None => 0,
-            Want::Last => 1,
-            Want::All => self.tokens.len(),
-        }
+        self.want.n_rows(self.tokens.len())
     }
 
     /// The slot's length after the run.

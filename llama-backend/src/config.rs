@@ -71,12 +71,24 @@ impl ModelConfig {
         std::iter::once(embedding).chain(layers).chain(last)
     }
 
-    /// The elements of all tensors together.
+    /// The elements of all tensors together; `u64::MAX` where there are more than that.
     #[must_use]
     pub fn n_params(&self) -> u64 {
-        self.tensors()
-            .map(|(_, shape)| shape.iter().map(|&d| d as u64).product::<u64>())
-            .sum()
+        // Layers are alike: one is counted, so that a header that promises millions costs nothing.
+        let with_layers = |n_layers| {
+            let config = Self {
+                n_layers,
+                ..self.clone()
+            };
+            config.tensors().fold(0_u64, |sum, (_, shape)| {
+                let elements = shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d as u64));
+                sum.saturating_add(elements)
+            })
+        };
+        let (outside, with_one) = (with_layers(0), with_layers(1));
+        (with_one - outside)
+            .saturating_mul(self.n_layers as u64)
+            .saturating_add(outside)
     }
 
     /// Checks that the numbers make a transformer.

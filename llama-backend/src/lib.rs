@@ -36,6 +36,8 @@ mod device;
 mod error;
 mod params;
 mod slots;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod weights;
 
 pub use backend::{Backend, Capabilities, Model, ModelSource, SkippedLaw};

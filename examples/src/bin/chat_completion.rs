@@ -1,0 +1,64 @@
+//! Answers the reference's example dialogs, or a file of your own: `chat_completion --ckpt_dir DIR --tokenizer_path FILE`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use examples::{ModelArgs, Outcome, SamplingArgs, capitalize};
+use llama_core::{ChatOptions, Dialog};
+
+/// Answers dialogs in one batch, as the reference's example_chat_completion.py does.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Tokens that a dialog and its answer may have together
+    #[arg(long = "max_seq_len", default_value_t = 512)]
+    max_seq_len: usize,
+    /// Dialogs that run at a time
+    #[arg(long = "max_batch_size", default_value_t = 8)]
+    max_batch_size: usize,
+    /// Tokens of an answer at most [default: as many as fit]
+    #[arg(long = "max_gen_len")]
+    max_gen_len: Option<usize>,
+    /// JSON file with dialogs, [[{"role": "user", "content": "…"}, …], …] [default: the reference's six]
+    #[arg(long, value_name = "FILE")]
+    dialogs: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    examples::run(|| chat_completion(&Args::parse()))
+}
+
+fn chat_completion(args: &Args) -> Outcome {
+    let json = match &args.dialogs {
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        None => include_str!("../../data/dialogs.json").to_owned(),
+    };
+    let dialogs: Vec<Dialog> = serde_json::from_str(&json).map_err(|error| format!("dialogs: {error}"))?;
+    let llama = args.model.load(args.max_seq_len, args.max_batch_size)?;
+    let options = ChatOptions {
+        temperature: args.sampling.temperature,
+        top_p: args.sampling.top_p,
+        max_gen_len: args.max_gen_len,
+        ..Default::default()
+    };
+    let answers = llama.chat_completion(&dialogs, &options)?;
+
+    let mut out = io::stdout().lock();
+    for (dialog, answer) in dialogs.iter().zip(&answers) {
+        for message in dialog.messages() {
+            writeln!(out, "{}: {}\n", capitalize(message.role.as_str()), message.content)?;
+        }
+        let answer = &answer.generation;
+        writeln!(out, "> {}: {}", capitalize(answer.role.as_str()), answer.content)?;
+        writeln!(out, "\n==================================\n")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What the example programs share: the embedded model, the reference's flags, and how a load and an error are shown.
+
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Args;
+use llama_core::checkpoint::Checkpoint;
+use llama_core::tokenizer::Tokenizer;
+use llama_core::{BackendKind, Device, Llama, LlamaBuilder};
+
+/// What the programs return: any error is shown with its causes.
+pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// Where the model comes from and what it runs on: the reference's flags, and the choices that it does not have.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Folder with the checkpoint: Meta's .pth shards, or Hugging Face's safetensors [default: tiny-chat, which is built in]
+    #[arg(long = "ckpt_dir", value_name = "DIR")]
+    pub ckpt_dir: Option<PathBuf>,
+    /// tokenizer.model or tokenizer.json [default: the one beside the checkpoint]
+    #[arg(long = "tokenizer_path", value_name = "FILE", requires = "ckpt_dir")]
+    pub tokenizer_path: Option<PathBuf>,
+    /// Engine that computes
+    #[arg(long, default_value_t)]
+    pub backend: BackendKind,
+    /// Where it computes: cpu, cuda:N, metal:N
+    #[arg(long, default_value_t)]
+    pub device: Device,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Threads to compute on [default: all]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// How answers are sampled: the reference's flags.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// Randomness of the answers; 0 takes the most probable token
+    #[arg(long, default_value_t = 0.6, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Probability mass to sample from
+    #[arg(long = "top_p", default_value_t = 0.9)]
+    pub top_p: f64,
+}
+
+/// A builder for tiny-chat, the model in the binary.
+///
+/// # Errors
+///
+/// None but for a binary that was built from a damaged model.
+pub fn tiny_chat() -> Result<LlamaBuilder, llama_core::Error> {
+    let params = include_bytes!("../../models/tiny-chat/params.json");
+    let weights: &'static [u8] = include_bytes!("../../models/tiny-chat/consolidated.00.pth");
+    let tokenizer = include_bytes!("../../models/tiny-chat/tokenizer.model");
+    Ok(Llama::builder()
+        .checkpoint_from(Checkpoint::from_bytes(params, [weights])?)
+        .tokenizer_from(Tokenizer::from_bytes(tokenizer)?))
+}
+
+impl ModelArgs {
+    /// Loads the model, and shows on standard error how far it is and how long it took.
+    ///
+    /// # Errors
+    ///
+    /// See [`LlamaBuilder::build`].
+    pub fn load(&self, max_seq_len: usize, max_batch_size: usize) -> Result<Llama, llama_core::Error> {
+        let mut builder = match &self.ckpt_dir {
+            Some(dir) => Llama::builder().checkpoint(dir),
+            None => tiny_chat()?,
+        };
+        if let Some(path) = &self.tokenizer_path {
+            builder = builder.tokenizer(path);
+        }
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads);
+        }
+        let started = Instant::now();
+        let llama = show_progress(builder)
+            .backend(self.backend)
+            .device(self.device)
+            .seed(self.seed)
+            .max_seq_len(max_seq_len)
+            .max_batch_size(max_batch_size)
+            .build()?;
+        if self.ckpt_dir.is_some() {
+            let _ = writeln!(io::stderr(), "Loaded in {:.2} seconds", started.elapsed().as_secs_f64());
+        }
+        Ok(llama)
+    }
+}
+
+/// A line that is written over as the weights come in, where somebody looks.
+fn show_progress(builder: LlamaBuilder) -> LlamaBuilder {
+    if !io::stderr().is_terminal() {
+        return builder;
+    }
+    let shown = AtomicU64::new(0);
+    builder.on_progress(move |done, total| {
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        if shown.swap(percent, Ordering::Relaxed) != percent {
+            // Clears the line once it is complete.
+            let line = if done < total { format!("Loading {percent} %") } else { String::new() };
+            let _ = write!(io::stderr(), "\r\x1b[K{line}");
+        }
+    })
+}
+
+/// Runs a program: an error is shown with its causes, and a reader that left (`| head`) is none.
+pub fn run(program: impl FnOnce() -> Outcome) -> ExitCode {
+    let Err(error) = program() else { return ExitCode::SUCCESS };
+    if let Some(io) = error.downcast_ref::<io::Error>()
+        && io.kind() == io::ErrorKind::BrokenPipe
+    {
+        return ExitCode::SUCCESS;
+    }
+    let mut message = format!("error: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Some errors tell their cause themselves.
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    let _ = writeln!(io::stderr(), "{message}");
+    ExitCode::FAILURE
+}
+
+/// `user` as `User`, for the reference's way to print a dialog.
+#[must_use]
+pub fn capitalize(role: &str) -> String {
+    let mut chars = role.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}

@@ -1,0 +1,126 @@
+//! RMSNorm, SwiGLU's product and softmax.
+
+use rayon::prelude::*;
+
+use super::simd::{Kernel, LANES, Simd};
+use super::{Context, SERIAL_BELOW};
+
+/// `x / rms(x) · weight`, row by row: `x`, `out`: `[n, dim]`, `weight`: `[dim]`.
+pub(crate) fn rms_norm(ctx: &Context, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let dim = weight.len();
+    let row = |(x, out): (&[f32], &mut [f32])| ctx.isa.run(RmsNorm { x, weight, eps, out });
+    if x.len() < SERIAL_BELOW {
+        x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).for_each(row);
+    } else {
+        x.par_chunks_exact(dim)
+            .zip(out.par_chunks_exact_mut(dim))
+            .for_each(row);
+    }
+}
+
+/// `silu(gate) · up`, written over nothing: all three of one length.
+pub(crate) fn silu_mul(ctx: &Context, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    const CHUNK: usize = 1 << 12;
+    let chunk = |((gate, up), out): ((&[f32], &[f32]), &mut [f32])| ctx.isa.run(SiluMul { gate, up, out });
+    if gate.len() < SERIAL_BELOW {
+        chunk(((gate, up), out));
+    } else {
+        gate.par_chunks(CHUNK)
+            .zip(up.par_chunks(CHUNK))
+            .zip(out.par_chunks_mut(CHUNK))
+            .for_each(chunk);
+    }
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, weight, eps, out } = self;
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        let mut squares = s.splat(0.0);
+        for chunk in chunks {
+            let v = s.load(chunk);
+            squares = s.mul_add(v, v, squares);
+        }
+        let sum = s.sum(squares) + rest.iter().map(|x| x * x).sum::<f32>();
+        let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+        for ((x, weight), out) in x.iter().zip(weight).zip(out) {
+            *out = x * scale * weight;
+        }
+    }
+}
+
+struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for SiluMul<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let step = |gate: S::V, up: S::V| {
+            let sigmoid_inverse = s.add(s.splat(1.0), s.exp(s.mul(gate, s.splat(-1.0))));
+            s.mul(s.div(gate, sigmoid_inverse), up)
+        };
+        let (gate, gate_rest) = self.gate.as_chunks::<LANES>();
+        let (up, up_rest) = self.up.as_chunks::<LANES>();
+        let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
+        for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+            s.store(step(s.load(gate), s.load(up)), out);
+        }
+        for ((&gate, &up), out) in gate_rest.iter().zip(up_rest).zip(out_rest) {
+            *out = s.to_array(step(s.splat(gate), s.splat(up)))[0];
+        }
+    }
+}
+
+/// `softmax(scale · row[..valid])` in place; 0 from `valid` on. `valid` is at least 1.
+pub(crate) struct Softmax<'a> {
+    pub(crate) row: &'a mut [f32],
+    pub(crate) valid: usize,
+    pub(crate) scale: f32,
+}
+
+impl Kernel for Softmax<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (row, masked) = self.row.split_at_mut(self.valid);
+        masked.fill(0.0);
+        // The scale is positive, so that the largest score stays the largest.
+        let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        let mut max = s.splat(f32::NEG_INFINITY);
+        for chunk in &*chunks {
+            max = s.max(max, s.load(chunk));
+        }
+        let lanes = s.to_array(max);
+        let max = lanes.iter().chain(&*rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        let (scale, offset) = (s.splat(self.scale), s.splat(-max * self.scale));
+        let mut sum = s.splat(0.0);
+        for chunk in &mut *chunks {
+            let e = s.exp(s.mul_add(s.load(chunk), scale, offset));
+            sum = s.add(sum, e);
+            s.store(e, chunk);
+        }
+        let mut total = s.sum(sum);
+        for x in &mut *rest {
+            *x = s.to_array(s.exp(s.mul_add(s.splat(*x), scale, offset)))[0];
+            total += *x;
+        }
+        let inverse = 1.0 / total;
+        row.iter_mut().for_each(|x| *x *= inverse);
+    }
+}

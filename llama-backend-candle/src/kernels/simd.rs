@@ -1,0 +1,313 @@
+//! Eight f32 lanes at a time, on whatever the processor has.
+//!
+//! A kernel is written once over [`Simd`] and compiled for each instruction set; [`Isa`] is chosen once, at load, from what
+//! the processor says of itself. An ordinary build targets plain x86-64, so a choice at compile time would leave AVX2 unused.
+//! A vector type's value is the proof that the processor has its instructions: [`Avx2`] is made by detection alone.
+
+use std::fmt::Debug;
+
+use half::{bf16, f16};
+
+/// The lanes of a vector.
+pub(crate) const LANES: usize = 8;
+
+/// What a kernel may do with [`LANES`] numbers at once.
+///
+/// Every method is `#[inline(always)]`, so that it becomes part of a function compiled for the instruction set.
+pub(crate) trait Simd: Copy + Debug {
+    /// [`LANES`] numbers.
+    type V: Copy;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, from: &[f32; LANES]) -> Self::V;
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V;
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
+    fn store(self, v: Self::V, to: &mut [f32; LANES]);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// To the nearest integer.
+    fn round(self, v: Self::V) -> Self::V;
+    /// `2^n` of whole numbers within `-126..=127`.
+    fn pow2(self, n: Self::V) -> Self::V;
+
+    /// The lanes' sum, always in the same order.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let l = self.to_array(v);
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        lanes
+    }
+
+    /// `e^x` to within 2 ulp: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Flushes to 0 below -87.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        // ln 2 in two parts: n times the first is exact, so that r keeps its bits.
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        // Taylor's coefficients from 1/6! down: at |r| ≤ 0.347 the next term is below 2^-23.
+        const TERMS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0];
+        let x = self.min(x, self.splat(88.0));
+        let x = self.max(x, self.splat(-87.0));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.mul_add(n, self.splat(-LN2_HIGH), x);
+        let r = self.mul_add(n, self.splat(-LN2_LOW), r);
+        let mut p = self.splat(1.0 / 5040.0);
+        for term in TERMS {
+            p = self.mul_add(p, r, self.splat(term));
+        }
+        self.mul(self.mul_add(p, r, self.splat(1.0)), self.pow2(n))
+    }
+}
+
+/// Code to be compiled for each instruction set.
+pub(crate) trait Kernel {
+    type Out;
+    /// Must be `#[inline(always)]`: its code takes the instruction set of the function that it is inlined into.
+    fn run<S: Simd>(self, simd: S) -> Self::Out;
+}
+
+/// The instruction set that the kernels of a model use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Isa {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = x86::Avx2::detect() {
+            return Self::Avx2(avx2);
+        }
+        Self::Scalar
+    }
+
+    /// Every one that this processor has, for tests.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(x86::Avx2::detect().map(Self::Avx2));
+        all
+    }
+
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            Self::Scalar => kernel.run(Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.run(kernel),
+        }
+    }
+}
+
+/// Plain Rust: for every processor, and what the others are compared with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scalar;
+
+impl Simd for Scalar {
+    type V = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::V {
+        *from
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V {
+        from.map(f16::to_f32)
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
+        from.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    fn store(self, v: Self::V, to: &mut [f32; LANES]) {
+        *to = v;
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i].min(b[i]))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Not f32::mul_add: without the instruction that is a call per number.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn round(self, v: Self::V) -> Self::V {
+        v.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)] // intrinsics
+pub(crate) mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Kernel, LANES, Simd, bf16, f16};
+
+    /// The proof that the processor has AVX2, FMA and F16C.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Avx2(());
+
+    impl Avx2 {
+        pub(crate) fn detect() -> Option<Self> {
+            (is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c"))
+            .then_some(Self(()))
+        }
+
+        #[inline]
+        pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn compiled<K: Kernel>(avx2: Avx2, kernel: K) -> K::Out {
+                kernel.run(avx2)
+            }
+            // SAFETY: `self` exists, so the processor has the three features.
+            unsafe { compiled(self, kernel) }
+        }
+    }
+
+    // SAFETY, for every block below: `self` exists, so the processor has AVX2, FMA and F16C; loads and stores are unaligned
+    // ones, and go through references to arrays of as many bytes as the instruction moves.
+    impl Simd for Avx2 {
+        type V = __m256;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(self, from: &[f32; LANES]) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_loadu_ps(from.as_ptr()) }
+        }
+        #[inline(always)]
+        fn load_f16(self, from: &[f16; LANES]) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        fn store(self, v: Self::V, to: &mut [f32; LANES]) {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn add(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn round(self, v: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v) }
+        }
+        #[inline(always)]
+        fn pow2(self, n: Self::V) -> Self::V {
+            // SAFETY: see above the impl.
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        struct Exp(f32);
+        impl Kernel for Exp {
+            type Out = f32;
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> f32 {
+                s.to_array(s.exp(s.splat(self.0)))[3]
+            }
+        }
+        for isa in Isa::all() {
+            for i in -870..=880 {
+                let x = i as f32 / 10.0;
+                let (found, expected) = (isa.run(Exp(x)), f64::from(x).exp());
+                let error = (f64::from(found) / expected - 1.0).abs();
+                assert!(error < 4e-7, "{isa:?}: exp({x}) = {found}, expected {expected}");
+            }
+            assert_eq!(isa.run(Exp(0.0)), 1.0);
+            assert!(isa.run(Exp(f32::NEG_INFINITY)) < 1e-37);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! From a checkpoint's tensors to a model, and what that will cost.
+//!
+//! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
+//! memory map, and the first step that uses it brings it in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use llama_backend::{
+    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, TensorInfo, WeightBytes, WeightError, WeightSource,
+};
+
+use crate::attention::Attention;
+use crate::kernels::Context;
+use crate::kernels::attention::Shape;
+use crate::kernels::matmul::TILE;
+use crate::kernels::rope::RopeTables;
+use crate::kv_cache::KvCache;
+use crate::linear::{Linear, vector};
+use crate::model::{CandleModel, Layer, Transformer};
+use crate::ops::Ops;
+use crate::{DTYPES, Place, engine, tensors};
+
+/// Far more than any machine has processors; a number above it is a mistake, and starting so many is an accident.
+const MAX_THREADS: usize = 4096;
+
+/// The bytes of a model of this shape. Computed in 128 bits and cut at `u64::MAX`; any numbers may come, also absurd ones.
+pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+    let product = |sizes: &[usize]| {
+        let sizes = sizes.iter().map(|&size| size as u128);
+        sizes.fold(1, u128::saturating_mul)
+    };
+    let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
+    let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(4)).unwrap_or(u64::MAX);
+    let ModelConfig {
+        dim,
+        n_layers,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        ffn_dim,
+        ..
+    } = *config;
+
+    // Norms are kept as f32, whatever the matrices are.
+    let norms = sum(&[product(&[2, n_layers, dim]), product(&[dim])]);
+    let matrices = u128::from(config.n_params()).saturating_sub(norms);
+    let weights = sum(&[
+        matrices.saturating_mul(dtype.size() as u128),
+        norms.saturating_mul(4),
+    ]);
+
+    let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
+    let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
+
+    // The widest points of a block, beside h, its successor and x: q, k, v and two copies of attention's output; or gate, up
+    // and their product.
+    let in_attention = sum(&[q_dim.saturating_mul(3), kv_dim.saturating_mul(2)]);
+    let in_ffn = product(&[3, ffn_dim]);
+    let width = sum(&[product(&[3, dim]), in_attention.max(in_ffn)]);
+    let activations = width.saturating_mul(params.max_batch_tokens as u128);
+    let rope = product(&[params.max_seq_len, head_dim]);
+    let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
+    let scores = tasks.saturating_mul(shape(config, params).task_scratch());
+    let tile = match dtype {
+        DType::F32 => 0,
+        _ => TILE.max(dim).max(ffn_dim) as u128,
+    };
+    MemoryPlan {
+        weights: u64::try_from(weights).unwrap_or(u64::MAX),
+        kv_cache: bytes(positions.saturating_mul(kv_dim)),
+        scratch: bytes(sum(&[activations, rope, scores, tile])),
+    }
+}
+
+/// Loads a model to where it will run.
+pub(crate) fn load(
+    place: &Place,
+    source: &dyn WeightSource,
+    params: &LoadParams,
+) -> Result<CandleModel, BackendError> {
+    let config = source.config().clone();
+    config.validate()?;
+    params.validate()?;
+    check_size(&config, params)?;
+    for (name, shape) in config.tensors() {
+        check(source, &name, &shape)?;
+    }
+
+    let n_threads = params.n_threads();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(n_threads)
+        .thread_name(|i| format!("llama-candle-{i}"))
+        .build()
+        .map_err(engine)?;
+    let shape = shape(&config, params);
+    let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
+    // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
+    let (ops, attention, cache) = match place {
+        Place::Host => {
+            let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
+            let ctx = Arc::new(Context::new(n_threads));
+            let rope = rope()?;
+            let ops = Ops::Host(Arc::clone(&ctx));
+            (ops, Attention::Host { ctx, shape, rope }, cache)
+        }
+        Place::Tensors(device) => {
+            let cache = KvCache::tensors(shape, config.n_layers, params.n_slots, device)?;
+            let rope = rope()?;
+            let attention = tensors::Attention::new(shape, rope, device).map_err(engine)?;
+            (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
+        }
+    };
+    let transformer = Reader { source, ops: &ops }.transformer(&config, attention)?;
+    Ok(CandleModel {
+        slots: Slots::new(&config, params),
+        params: params.clone(),
+        config,
+        transformer,
+        cache,
+        pool,
+    })
+}
+
+fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
+    Shape {
+        n_kv_heads: config.n_kv_heads,
+        // `plan` may be asked about numbers that make no model.
+        n_rep: config.n_heads.checked_div(config.n_kv_heads).unwrap_or(1).max(1),
+        head_dim: config.head_dim,
+        max_seq_len: params.max_seq_len,
+    }
+}
+
+/// Refuses what no machine could hold, before it is tried.
+fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendError> {
+    if params.n_threads() > MAX_THREADS {
+        let expected = format!("at most {MAX_THREADS}");
+        return Err(BackendError::params("threads", params.n_threads(), expected));
+    }
+    // The address space of a process: sizes below it can be computed with, and asking for them fails in good order.
+    const LIMIT: u64 = 1 << 47;
+    let plan = plan(config, DType::F32, params);
+    let sizes = [
+        ("n_slots * max_seq_len", plan.kv_cache),
+        ("max_batch_tokens", plan.scratch),
+    ];
+    for (what, found) in sizes {
+        if found > LIMIT {
+            let found = format!("a size of {found} bytes");
+            return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a tensor's type and shape without reading it.
+fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<TensorInfo, WeightError> {
+    let info = source.info(name)?;
+    if !DTYPES.contains(&info.dtype) {
+        return Err(WeightError::DType {
+            file: checkpoint(),
+            tensor: name.to_owned(),
+            found: info.dtype.to_string(),
+            expected: DTYPES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        });
+    }
+    if info.shape != expected {
+        return Err(WeightError::Shape {
+            file: checkpoint(),
+            tensor: name.to_owned(),
+            found: info.shape,
+            expected: expected.to_owned(),
+        });
+    }
+    Ok(info)
+}
+
+/// A source does not say which file it reads.
+fn checkpoint() -> PathBuf {
+    PathBuf::from("checkpoint")
+}
+
+/// Takes tensors from a checkpoint by name.
+struct Reader<'a> {
+    source: &'a dyn WeightSource,
+    ops: &'a Ops,
+}
+
+impl Reader<'_> {
+    fn transformer(&self, config: &ModelConfig, attention: Attention) -> Result<Transformer, BackendError> {
+        let ModelConfig { dim, ffn_dim, vocab_size, .. } = *config;
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let layer = |i: usize| {
+            let name = |part: &str| format!("layers.{i}.{part}.weight");
+            Ok(Layer {
+                attention_norm: self.norm(&name("attention_norm"))?,
+                wq: self.linear(&name("attention.wq"), q_dim, dim)?,
+                wk: self.linear(&name("attention.wk"), kv_dim, dim)?,
+                wv: self.linear(&name("attention.wv"), kv_dim, dim)?,
+                wo: self.linear(&name("attention.wo"), dim, q_dim)?,
+                ffn_norm: self.norm(&name("ffn_norm"))?,
+                w1: self.linear(&name("feed_forward.w1"), ffn_dim, dim)?,
+                w2: self.linear(&name("feed_forward.w2"), dim, ffn_dim)?,
+                w3: self.linear(&name("feed_forward.w3"), ffn_dim, dim)?,
+            })
+        };
+        Ok(Transformer {
+            tok_embeddings: self.linear("tok_embeddings.weight", vocab_size, dim)?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
+            norm: self.norm("norm.weight")?,
+            output: self.linear("output.weight", vocab_size, dim)?,
+            norm_eps: config.norm_eps,
+            attention,
+            ops: self.ops.clone(),
+        })
+    }
+
+    fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
+        let (dtype, bytes) = self.tensor(name)?;
+        Linear::new(self.ops, n_out, n_in, dtype, bytes).map_err(|e| unreadable(name, e))
+    }
+
+    /// A norm's weight, `[dim]`.
+    fn norm(&self, name: &str) -> Result<Tensor, BackendError> {
+        let (dtype, bytes) = self.tensor(name)?;
+        vector(self.ops, dtype, &bytes).map_err(|e| unreadable(name, e))
+    }
+
+    fn tensor(&self, name: &str) -> Result<(DType, WeightBytes), BackendError> {
+        let info = self.source.info(name)?;
+        let bytes = self.source.bytes(name)?;
+        if info.n_bytes() != Some(bytes.len()) {
+            let what = format!("{} bytes for {:?} of {}", bytes.len(), info.shape, info.dtype);
+            return Err(unreadable(name, what));
+        }
+        Ok((info.dtype, bytes))
+    }
+}
+
+fn unreadable(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> BackendError {
+    BackendError::Weights(WeightError::Read {
+        file: checkpoint(),
+        tensor: name.to_owned(),
+        source: source.into(),
+    })
+}

@@ -1,0 +1,159 @@
+//! The forward pass of Llama 2 (arXiv 2307.09288; `Transformer.forward` in the reference).
+//!
+//! The tokens of all runs are stacked: each matrix is multiplied once a step, whatever the mix of prefill and decode. Only
+//! attention knows of runs, and only the wanted rows reach the output.
+//!
+//! Shapes: `h`, `x`: `[n_tokens, dim]`; `q`: `[n_tokens, n_heads * head_dim]`; `k`, `v`: `[n_tokens, n_kv_heads * head_dim]`.
+
+use candle_core::{Result, Tensor};
+use llama_backend::{BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, TokenId, Want};
+use rayon::ThreadPool;
+
+use crate::attention::Attention;
+use crate::engine;
+use crate::kernels::attention::Span;
+use crate::kv_cache::{KvCache, LayerCache};
+use crate::linear::Linear;
+use crate::ops::Ops;
+
+/// A loaded model.
+#[derive(Debug)]
+pub(crate) struct CandleModel {
+    pub(crate) config: ModelConfig,
+    pub(crate) params: LoadParams,
+    pub(crate) slots: Slots,
+    pub(crate) transformer: Transformer,
+    pub(crate) cache: KvCache,
+    /// The model's own threads: nothing of it runs elsewhere.
+    pub(crate) pool: ThreadPool,
+}
+
+/// The weights, and what is computed with them.
+#[derive(Debug)]
+pub(crate) struct Transformer {
+    pub(crate) tok_embeddings: Linear,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor,
+    pub(crate) output: Linear,
+    pub(crate) norm_eps: f32,
+    pub(crate) attention: Attention,
+    pub(crate) ops: Ops,
+}
+
+/// The weights of one block, by Meta's names.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Tensor,
+    pub(crate) wq: Linear,
+    pub(crate) wk: Linear,
+    pub(crate) wv: Linear,
+    pub(crate) wo: Linear,
+    pub(crate) ffn_norm: Tensor,
+    pub(crate) w1: Linear,
+    pub(crate) w2: Linear,
+    pub(crate) w3: Linear,
+}
+
+impl Model for CandleModel {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn params(&self) -> &LoadParams {
+        &self.params
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>, out: &mut Logits) -> std::result::Result<(), BackendError> {
+        self.slots.check(batch)?;
+        let out = out.reset(batch.n_rows(), self.config.vocab_size);
+        let (transformer, cache) = (&self.transformer, &mut self.cache);
+        self.pool
+            .install(|| transformer.forward(cache, batch, out))
+            .map_err(engine)?;
+        // Until here the new rows lie beyond every slot's length, where nobody reads.
+        self.slots.advance(batch);
+        Ok(())
+    }
+
+    fn truncate(&mut self, slot: Slot, len: usize) -> std::result::Result<(), BackendError> {
+        self.slots.truncate(slot, len)
+    }
+
+    fn fork(&mut self, from: Slot, to: Slot, len: usize) -> std::result::Result<(), BackendError> {
+        let mut slots = self.slots.clone();
+        slots.fork(from, to, len)?;
+        if let Err(error) = self.cache.copy(from.0, to.0, len) {
+            self.slots.truncate(to, 0)?;
+            let source = error.into();
+            return Err(BackendError::SlotLost { slot: to, source });
+        }
+        self.slots = slots;
+        Ok(())
+    }
+}
+
+impl Transformer {
+    /// `out: [batch.n_rows(), vocab_size]`.
+    fn forward(&self, cache: &mut KvCache, batch: &Batch<'_>, out: &mut [f32]) -> Result<()> {
+        let tokens: Vec<TokenId> = batch.runs.iter().flat_map(|run| run.tokens).copied().collect();
+        let spans = spans(batch);
+
+        let mut h = self.tok_embeddings.rows(&tokens)?; // [n_tokens, dim]
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            h = self.layer(layer, cache, &spans, h)?;
+        }
+        let rows = wanted_rows(batch);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if rows.len() < tokens.len() {
+            h = h.index_select(&Tensor::new(rows, h.device())?, 0)?; // [n_rows, dim]
+        }
+        let x = self.ops.rms_norm(&h, &self.norm, self.norm_eps)?;
+        self.output.forward_into(&x, out)
+    }
+
+    /// One block: attention, then the feed-forward network, each on a normed view of the residual stream `h`.
+    fn layer(&self, layer: &Layer, cache: &mut LayerCache, spans: &[Span], h: Tensor) -> Result<Tensor> {
+        let x = self.ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
+        let (q, k, v) = (layer.wq.forward(&x)?, layer.wk.forward(&x)?, layer.wv.forward(&x)?);
+        let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
+        let h = (h + layer.wo.forward(&attended)?)?;
+
+        let x = self.ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
+        let gated = self.ops.silu_mul(&layer.w1.forward(&x)?, &layer.w3.forward(&x)?)?; // [n_tokens, ffn_dim]
+        h + layer.w2.forward(&gated)?
+    }
+}
+
+/// Where each run's tokens stand among all tokens of the batch.
+fn spans(batch: &Batch<'_>) -> Vec<Span> {
+    let mut first_row = 0;
+    let span = |run: &llama_backend::Run<'_>| {
+        let span = Span {
+            slot: run.slot.0,
+            start_pos: run.start_pos,
+            first_row,
+            n_tokens: run.tokens.len(),
+        };
+        first_row += run.tokens.len();
+        span
+    };
+    batch.runs.iter().map(span).collect()
+}
+
+/// The rows, among all tokens of the batch, whose logits are wanted. Less than 2^32, as the limit of a batch is.
+fn wanted_rows(batch: &Batch<'_>) -> Vec<u32> {
+    let mut rows = Vec::with_capacity(batch.n_rows());
+    let mut end = 0;
+    for run in batch.runs {
+        let start = end;
+        end += run.tokens.len() as u32;
+        match run.want {
+            Want::None => {}
+            Want::Last => rows.push(end - 1),
+            Want::All => rows.extend(start..end),
+        }
+    }
+    rows
+}

@@ -1,0 +1,87 @@
+//! The operations without weights of their own, and where they run.
+//!
+//! On the CPU each is a candle custom operation over a kernel; elsewhere it is written in candle's operations
+//! ([`tensors`](crate::tensors)). The model code calls the one name, and never asks which.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use crate::kernels::{Context, elementwise};
+use crate::tensors;
+
+/// Where a model's operations run.
+#[derive(Debug, Clone)]
+pub(crate) enum Ops {
+    Host(Arc<Context>),
+    Tensors(candle_core::Device),
+}
+
+impl Ops {
+    /// `x / rms(x) · weight`: `x: [n, dim]`, `weight: [dim]`.
+    pub(crate) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        match self {
+            Self::Host(ctx) => x.apply_op2_no_bwd(weight, &RmsNorm { ctx, eps }),
+            Self::Tensors(_) => tensors::rms_norm(x, weight, eps),
+        }
+    }
+
+    /// SwiGLU's inner product, `silu(gate) · up`: `[n, ffn_dim]` all three.
+    pub(crate) fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Host(ctx) => gate.apply_op2_no_bwd(up, &SiluMul { ctx }),
+            Self::Tensors(_) => gate.silu()? * up,
+        }
+    }
+
+    /// The device of this place's tensors.
+    pub(crate) fn device(&self) -> &candle_core::Device {
+        match self {
+            Self::Host(_) => &candle_core::Device::Cpu,
+            Self::Tensors(device) => device,
+        }
+    }
+}
+
+struct RmsNorm<'a> {
+    ctx: &'a Context,
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNorm<'_> {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (floats(x, xl)?, floats(w, wl)?);
+        let mut out = vec![0.0; x.len()];
+        elementwise::rms_norm(self.ctx, x, weight, self.eps, &mut out);
+        Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+}
+
+struct SiluMul<'a> {
+    ctx: &'a Context,
+}
+
+impl CustomOp2 for SiluMul<'_> {
+    fn name(&self) -> &'static str {
+        "silu-mul"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (floats(g, gl)?, floats(u, ul)?);
+        let mut out = vec![0.0; gate.len()];
+        elementwise::silu_mul(self.ctx, gate, up, &mut out);
+        Ok((CpuStorage::F32(out), gl.shape().clone()))
+    }
+}
+
+/// The numbers of a contiguous f32 tensor.
+pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
+        None => candle_core::bail!("a kernel was given a tensor that is not contiguous"),
+    }
+}

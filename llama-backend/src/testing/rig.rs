@@ -1,0 +1,172 @@
+//! [`Rig`]: a loaded model that knows how long its slots are, and the small shapes that the laws are checked on.
+
+use std::sync::Arc;
+
+use super::random::{RandomWeights, Rng};
+use super::suite::{Broken, Checked, Suite};
+use crate::{
+    Batch, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot, TokenId, Want, WeightSource,
+};
+
+/// Rows of logits: `[n_rows][vocab_size]`.
+pub(super) type Rows = Vec<Vec<f32>>;
+
+/// A run at the end of its slot.
+pub(super) type Feed<'a> = (usize, &'a [TokenId], Want);
+
+/// The shape that laws about slots and batches run on: small, with grouped heads and odd sizes.
+pub(super) fn small() -> ModelConfig {
+    ModelConfig {
+        dim: 32,
+        n_layers: 2,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 8,
+        ffn_dim: 43,
+        vocab_size: 61,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+    }
+}
+
+/// Seeded f32 weights.
+pub(super) fn weights(config: ModelConfig) -> Arc<dyn WeightSource> {
+    Arc::new(RandomWeights::new(config, DType::F32, 1))
+}
+
+/// Seeded tokens below `vocab_size`.
+pub(super) fn tokens(seed: u64, n: usize, vocab_size: usize) -> Vec<TokenId> {
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| TokenId(rng.below(vocab_size) as u32)).collect()
+}
+
+/// Seeded tokens for the [`small`] shape.
+pub(super) fn text(seed: u64, n: usize) -> Vec<TokenId> {
+    tokens(seed, n, small().vocab_size)
+}
+
+/// One sequence after another.
+pub(super) fn joined(parts: &[&[TokenId]]) -> Vec<TokenId> {
+    parts.concat()
+}
+
+impl Suite<'_> {
+    /// A model of these weights.
+    pub(super) fn load(&self, weights: &Arc<dyn WeightSource>, params: &LoadParams) -> Checked<Rig> {
+        let source = ModelSource::Weights(Arc::clone(weights));
+        let model = self.backend.load(source, params)?;
+        Ok(Rig {
+            lens: vec![0; params.n_slots],
+            vocab_size: weights.config().vocab_size,
+            model,
+            logits: Logits::new(),
+        })
+    }
+
+    /// The [`small`] model with 4 slots of 32 positions.
+    pub(super) fn small(&self) -> Checked<Rig> {
+        self.load(&weights(small()), &LoadParams::new(32, 4))
+    }
+
+    /// The rows of one sequence fed at once to a fresh [`small`] model.
+    pub(super) fn fresh(&self, sequence: &[TokenId]) -> Checked<Rows> {
+        self.small()?.feed(0, sequence, Want::All)
+    }
+
+    /// That rows are the oracle's.
+    pub(super) fn is_exact(&self, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
+        close(found, expected, self.tolerance.oracle)
+    }
+
+    /// That rows are what the engine gave by another route.
+    pub(super) fn is_same(&self, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
+        close(found, expected, self.tolerance.routes)
+    }
+}
+
+/// A loaded model, the lengths of its slots, and a buffer.
+pub(super) struct Rig {
+    pub(super) model: Box<dyn Model>,
+    pub(super) lens: Vec<usize>,
+    vocab_size: usize,
+    logits: Logits,
+}
+
+impl Rig {
+    /// One run; its rows.
+    pub(super) fn feed(&mut self, slot: usize, tokens: &[TokenId], want: Want) -> Checked<Rows> {
+        Ok(self.step(&[(slot, tokens, want)])?.concat())
+    }
+
+    /// One forward pass; the rows of each run.
+    pub(super) fn step(&mut self, feeds: &[Feed<'_>]) -> Checked<Vec<Rows>> {
+        let runs: Vec<Run<'_>> = feeds
+            .iter()
+            .map(|&(slot, tokens, want)| Run {
+                slot: Slot(slot),
+                start_pos: self.lens[slot],
+                tokens,
+                want,
+            })
+            .collect();
+        self.model.forward(&Batch::new(&runs), &mut self.logits)?;
+        for run in &runs {
+            self.lens[run.slot.0] = run.end_pos();
+        }
+        let n_rows: usize = runs.iter().map(Run::n_rows).sum();
+        let (found, expected) = (self.logits.as_slice().len(), n_rows * self.vocab_size);
+        if found != expected {
+            return Err(Broken(format!(
+                "{found} logits for {feeds:?}, expected {n_rows} rows of {}",
+                self.vocab_size
+            )));
+        }
+        let mut rows = self.logits.rows();
+        let take = |run: &Run<'_>| rows.by_ref().take(run.n_rows()).map(<[f32]>::to_vec).collect();
+        Ok(runs.iter().map(take).collect())
+    }
+
+    /// Keeps the first `len` positions.
+    pub(super) fn truncate(&mut self, slot: usize, len: usize) -> Checked {
+        self.model.truncate(Slot(slot), len)?;
+        self.lens[slot] = len;
+        Ok(())
+    }
+
+    /// Makes `to` the first `len` positions of `from`.
+    pub(super) fn fork(&mut self, from: usize, to: usize, len: usize) -> Checked {
+        self.model.fork(Slot(from), Slot(to), len)?;
+        self.lens[to] = len;
+        Ok(())
+    }
+}
+
+/// That rows are equal within a tolerance; NaN is equal to nothing.
+pub(super) fn close(found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) -> Checked {
+    if found.len() != expected.len() {
+        let (found, expected) = (found.len(), expected.len());
+        return Err(Broken(format!("{found} rows, expected {expected}")));
+    }
+    for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
+        if found.len() != expected.len() {
+            let (found, expected) = (found.len(), expected.len());
+            return Err(Broken(format!(
+                "row {row} has {found} logits, expected {expected}"
+            )));
+        }
+        for (token, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let within = (found - expected).abs() <= tolerance;
+            if !within {
+                return Err(Broken(format!(
+                    "row {row}, token {token}: logit {found}, expected {expected} within {tolerance}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// That rows are equal bit for bit.
+pub(super) fn same_bits(found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
+    close(found, expected, 0.0)
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The invariants of ARCHITECTURE.md that `cargo tree` can see: who may know whom, and one version of each package.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The names of everything that a package pulls in, itself not counted.
+deps() { cargo tree --locked --edges normal --prefix none --no-dedupe --format '{p}' "$@" | tail -n +2 | cut -d' ' -f1 | sort -u; }
+
+# refuse PACKAGE PATTERN CARGO-TREE-ARGS…: nothing that matches may be among the dependencies.
+refuse() {
+    local package=$1 pattern=$2
+    shift 2
+    if found=$(deps -p "$package" "$@" | grep -Ex "$pattern"); then
+        echo "$package ($*) must not depend on: $found" >&2
+        exit 1
+    fi
+    echo "ok: $package $* knows nothing of $pattern"
+}
+
+engines='candle-.*|tch|torch-sys|ort|ort-sys'
+refuse llama-core "$engines|llama-backend-.*" --no-default-features
+refuse llama-dialog "$engines|llama-.*|tokenizers|memmap2|half|safetensors|zip" --all-features
+refuse llama-backend "$engines|llama-.*" --all-features
+refuse llama-backend-candle 'llama-core|llama-dialog|tokenizers-cli|tch|ort'
+
+# `cargo add llama-core` is the candle backend on the processor, and no more.
+refuse llama-core 'cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|ort-sys|clap|criterion|proptest'
+
+for package in candle-core clap criterion half memmap2 proptest safetensors serde thiserror tokenizers; do
+    versions=$(grep -cx "name = \"$package\"" Cargo.lock)
+    if [ "$versions" != 1 ]; then
+        echo "Cargo.lock holds $versions versions of $package, expected 1" >&2
+        exit 1
+    fi
+done
+echo "ok: one version of each package"
+
+# The backends' features are named in one file of llama-core's.
+files=$(grep -rlE 'feature = "(candle|tch|onnx)"' llama-core/src || true)
+if [ "$files" != llama-core/src/registry.rs ]; then
+    printf 'cfg(feature = "<backend>") belongs in llama-core/src/registry.rs alone, found in:\n%s\n' "$files" >&2
+    exit 1
+fi
+echo "ok: one file knows the backends' features"
