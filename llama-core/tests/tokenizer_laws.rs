@@ -87,13 +87,10 @@ fn trained() -> impl Strategy<Value = Model> {
 /// A vocabulary that no training would give: any pieces over two letters, in any order.
 fn untrained() -> impl Strategy<Value = Model> {
     let pieces = prop::collection::btree_set("[ab]{2,6}", 8..40);
-    pieces
-        .prop_map(|pieces| Vec::from_iter(pieces))
-        .prop_shuffle()
-        .prop_map(|pieces| {
-            let scored = pieces.into_iter().zip((0..).map(|rank| -(rank as f32)));
-            Model::new(scored.chain([("▁".into(), -1e9), ("a".into(), -1e9)]))
-        })
+    pieces.prop_map(Vec::from_iter).prop_shuffle().prop_map(|pieces| {
+        let scored = pieces.into_iter().zip((0..).map(|rank| -(rank as f32)));
+        Model::new(scored.chain([("▁".into(), -1e9), ("a".into(), -1e9)]))
+    })
 }
 
 /// Ids of all kinds, with a taste for bytes and the beginnings of characters.
