@@ -1,12 +1,21 @@
 //! The tokenizer against the reference: ids, texts and dialogs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panic"
+)]
+
 mod golden;
+
+use std::collections::HashMap;
 
 use golden::{Check, Golden, data, ids, same, text};
 use llama_backend::TokenId;
 use llama_core::tokenizer::{Tokenizer, TokenizerError};
 use llama_dialog::{Dialog, DialogError, RawMessage};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn open(path: std::path::PathBuf) -> Tokenizer {
     Tokenizer::open(&path).unwrap_or_else(|e| panic!("{e}"))
@@ -191,6 +200,70 @@ fn tokenizer_json() {
         golden.check("cases", |c| case(&tokenizer, c));
         golden.check("decode_cases", |c| decode_case(&tokenizer, c));
         golden.check("decode_errors", |c| decode_error(&tokenizer, c));
+    }
+}
+
+/// A `tokenizer.json` of a vocabulary, as Hugging Face's converter makes it of a `tokenizer.model`: the merges by score,
+/// then by the lengths of their parts, the greater first. Newer versions write a merge as a pair, older ones as a string.
+fn converted(tokenizer: &Tokenizer, as_pairs: bool) -> String {
+    let pieces: Vec<&str> = (0..tokenizer.vocab_size() as u32)
+        .map(|id| tokenizer.piece(TokenId(id)).unwrap())
+        .collect();
+    let vocab: HashMap<&str, usize> = pieces
+        .iter()
+        .enumerate()
+        .map(|(id, &piece)| (piece, id))
+        .collect();
+    let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
+    for (id, piece) in pieces.iter().enumerate().skip(259) {
+        let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
+        let mut cuts: Vec<_> = cuts
+            .filter(|(l, r)| vocab.contains_key(l) && vocab.contains_key(r))
+            .collect();
+        cuts.sort_by_key(|(left, right)| (vocab[left], vocab[right]));
+        let score = tokenizer.score(TokenId(id as u32)).unwrap();
+        merges.extend(
+            cuts.iter()
+                .map(|(l, r)| (score, l.chars().count(), r.chars().count(), *l, *r)),
+        );
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
+    let merge = |l: &str, r: &str| {
+        if as_pairs {
+            json!([l, r])
+        } else {
+            json!(format!("{l} {r}"))
+        }
+    };
+    let special = |id: usize| json!({"id": id, "content": pieces[id], "special": true});
+    json!({
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "pre_tokenizer": null,
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": merges.iter().map(|(.., l, r)| merge(l, r)).collect::<Vec<_>>(),
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn tokenizer_json_of_llama2() {
+    let Some(golden) = Golden::load("tokenizer_llama2.json") else {
+        return;
+    };
+    let Some(model) = golden.data("tokenizer") else {
+        return;
+    };
+    let model = open(model);
+    for as_pairs in [false, true] {
+        let tokenizer = Tokenizer::from_bytes(converted(&model, as_pairs).as_bytes()).unwrap();
+        golden.check("cases", |c| case(&tokenizer, c));
+        golden.check("decode_cases", |c| decode_case(&tokenizer, c));
     }
 }
 

@@ -49,6 +49,9 @@ fn is_python_space(c: char) -> bool {
 }
 
 proptest! {
+    // No file of failing seeds: a failing case prints what it needs.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_alternation_is_a_dialog_and_survives_json(messages in messages()) {
         let dialog = Dialog::try_from(messages.clone()).unwrap();

@@ -12,9 +12,9 @@ use super::{Tokenizer, TokenizerError};
 
 /// Turns ids into text as they come, holding back characters that are not complete.
 ///
-/// ```no_run
-/// # use llama_core::tokenizer::{Tokenizer, TokenizerError};
-/// # fn f(tokenizer: &Tokenizer, ids: &[llama_backend::TokenId]) -> Result<(), TokenizerError> {
+/// ```
+/// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
+/// # let ids = &tokenizer.encode("a 日");
 /// let mut detokenizer = tokenizer.detokenizer();
 /// let mut text = String::new();
 /// for &id in ids {
@@ -22,8 +22,7 @@ use super::{Tokenizer, TokenizerError};
 /// }
 /// text.push_str(&detokenizer.finish());
 /// assert_eq!(text, tokenizer.decode(ids)?);
-/// # Ok(())
-/// # }
+/// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
@@ -47,13 +46,13 @@ impl Detokenizer {
     /// The id is out of range; nothing is lost, and the next id may be pushed. `index` in the error counts the ids
     /// pushed before.
     ///
-    /// ```no_run
-    /// # fn f(mut detokenizer: llama_core::tokenizer::Detokenizer) -> Result<(), Box<dyn std::error::Error>> {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
+    /// # let mut detokenizer = tokenizer.detokenizer();
     /// // "😀" is four bytes in Llama 2's vocabulary: nothing is said until the last.
     /// let pieces: Result<Vec<String>, _> = [243, 162, 155, 131].map(|id| detokenizer.push(id.into())).into_iter().collect();
     /// assert_eq!(pieces?, ["", "", "", "😀"]);
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn push(&mut self, id: TokenId) -> Result<String, TokenizerError> {
         let mut text = String::new();
@@ -63,12 +62,12 @@ impl Detokenizer {
 
     /// What was still held back: the bytes of a character that never became complete, a U+FFFD each.
     ///
-    /// ```no_run
-    /// # fn f(mut detokenizer: llama_core::tokenizer::Detokenizer) -> Result<(), Box<dyn std::error::Error>> {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
+    /// # let mut detokenizer = tokenizer.detokenizer();
     /// assert_eq!(detokenizer.push(243.into())?, "");
     /// assert_eq!(detokenizer.finish(), "\u{fffd}");
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn finish(mut self) -> String {
         let mut text = String::new();

@@ -182,7 +182,8 @@ fn pieces(
 }
 
 /// What happens to spaces, from the two forms in which converters have written it down: a normalizer that prepends
-/// `▁` and replaces spaces, or the `Metaspace` pre-tokenizer that does not split.
+/// `▁` and replaces spaces, or the `Metaspace` pre-tokenizer that does not split. (Hugging Face's `Metaspace` leaves out
+/// the prefix where a text begins with a space; SentencePiece does not, and the model was trained on SentencePiece.)
 fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<Rules, TokenizerError> {
     let mut rules = Rules {
         add_dummy_prefix: false,
@@ -206,7 +207,7 @@ fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<Rules, TokenizerEr
     };
     for step in steps {
         match kind(step).as_str() {
-            // In this order only: a prefix put there after the spaces were replaced would be the same, but say so twice.
+            // Either order gives the same text: the prefix is no space to be replaced.
             "Prepend" if step["prepend"] == "▁" => rules.add_dummy_prefix = true,
             "Replace" if step["pattern"]["String"] == " " && step["content"] == "▁" => {
                 rules.escape_whitespaces = true;

@@ -12,6 +12,7 @@ mod hf;
 mod sentencepiece;
 mod vocab;
 
+use std::fmt;
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
@@ -39,10 +40,9 @@ const MAX_FILE_LEN: u64 = 64 << 20;
 /// assert_eq!(tokenizer.decode(&ids)?, "Hello");
 /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     vocab: Vocab,
     encoder: Encoder,
@@ -102,14 +102,12 @@ impl Tokenizer {
     /// assert!(matches!(error, TokenizerError::Malformed { .. }));
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
-        // A protobuf begins with the key of its first field and a length, which are no white space before a brace.
-        let is_json = bytes.trim_ascii_start().starts_with(b"{");
         let Parts {
             pieces,
             merges,
             rules,
             names,
-        } = if is_json {
+        } = if is_json(bytes) {
             hf::read(bytes)?
         } else {
             sentencepiece::read(bytes)?
@@ -127,12 +125,12 @@ impl Tokenizer {
     ///
     /// Every text has ids: what has no piece is spelt in bytes. No text has control ids, whatever it says.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// let ids = tokenizer.encode("<s>");
     /// assert!(!ids.contains(&tokenizer.bos_id()));
     /// assert!(tokenizer.encode("").is_empty());
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn encode(&self, text: &str) -> Vec<TokenId> {
         let mut ids = Vec::new();
@@ -142,10 +140,10 @@ impl Tokenizer {
 
     /// BOS and the ids of a text: a prompt as `text_completion` gives it to the model.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.encode_prompt(""), [tokenizer.bos_id()]);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn encode_prompt(&self, text: &str) -> Vec<TokenId> {
         let mut ids = vec![self.bos_id()];
@@ -155,12 +153,12 @@ impl Tokenizer {
 
     /// The ids of a rendered dialog. Each text is encoded on its own.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// use llama_dialog::Segment;
     ///
     /// assert_eq!(tokenizer.encode_segments(&[Segment::Bos, Segment::Eos]), [tokenizer.bos_id(), tokenizer.eos_id()]);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn encode_segments(&self, segments: &[Segment]) -> Vec<TokenId> {
         let mut ids = Vec::new();
@@ -180,13 +178,13 @@ impl Tokenizer {
     ///
     /// A message holds a special tag, so that the dialog cannot be rendered.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// use llama_dialog::Dialog;
     ///
     /// assert!(tokenizer.encode_dialog(&Dialog::new("Hi")).is_ok());
     /// assert!(tokenizer.encode_dialog(&Dialog::new("[INST] Hi")).is_err());
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn encode_dialog(&self, dialog: &Dialog) -> Result<Vec<TokenId>, TagFound> {
         Ok(self.encode_segments(&dialog.segments()?))
@@ -201,12 +199,11 @@ impl Tokenizer {
     ///
     /// An id is out of range; the error says which and where.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) -> Result<(), llama_core::tokenizer::TokenizerError> {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.decode(&tokenizer.encode(" two  spaces"))?, " two  spaces");
     /// assert_eq!(tokenizer.decode(&[tokenizer.bos_id()])?, "");
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn decode(&self, ids: &[TokenId]) -> Result<String, TokenizerError> {
         let mut text = String::new();
@@ -226,11 +223,10 @@ impl Tokenizer {
     ///
     /// The id is out of range.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) -> Result<(), llama_core::tokenizer::TokenizerError> {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.decode_one(tokenizer.eos_id())?, "");
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn decode_one(&self, id: TokenId) -> Result<String, TokenizerError> {
         match id {
@@ -241,10 +237,10 @@ impl Tokenizer {
 
     /// A decoder that takes ids one at a time, for text that is shown while it is generated.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.detokenizer().finish(), "");
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn detokenizer(&self) -> Detokenizer {
         Detokenizer::new(self.clone())
@@ -252,10 +248,10 @@ impl Tokenizer {
 
     /// The piece of an id as the vocabulary writes it, `▁` for a space; `None` out of range.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.piece(tokenizer.bos_id()), Some("<s>"));
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn piece(&self, id: TokenId) -> Option<&str> {
         self.vocab()
@@ -266,10 +262,10 @@ impl Tokenizer {
 
     /// The score of an id, by which SentencePiece orders merges; `None` out of range and for a `tokenizer.json`.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.score(tokenizer.bos_id()), Some(0.0));
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn score(&self, id: TokenId) -> Option<f32> {
         self.vocab()
@@ -280,10 +276,10 @@ impl Tokenizer {
 
     /// How many pieces there are (`n_words` in the reference); ids are below it.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
-    /// assert_eq!(tokenizer.vocab_size(), 32_000);
-    /// # }
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
+    /// assert_eq!(tokenizer.vocab_size(), 266); // a tiny one; Llama 2 has 32000
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn vocab_size(&self) -> usize {
         self.vocab().pieces.len()
@@ -291,10 +287,10 @@ impl Tokenizer {
 
     /// Beginning of sequence.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.bos_id().0, 1);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn bos_id(&self) -> TokenId {
         self.vocab().bos
@@ -302,10 +298,10 @@ impl Tokenizer {
 
     /// End of sequence.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.eos_id().0, 2);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn eos_id(&self) -> TokenId {
         self.vocab().eos
@@ -313,10 +309,10 @@ impl Tokenizer {
 
     /// The unknown piece. Text never gives it, since bytes spell what has no piece.
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.unk_id().0, 0);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn unk_id(&self) -> TokenId {
         self.vocab().unk
@@ -324,12 +320,44 @@ impl Tokenizer {
 
     /// Padding, if the vocabulary has it; Llama 2's does not (the reference's `pad_id` is -1).
     ///
-    /// ```no_run
-    /// # fn f(tokenizer: llama_core::tokenizer::Tokenizer) {
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
     /// assert_eq!(tokenizer.pad_id(), None);
-    /// # }
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn pad_id(&self) -> Option<TokenId> {
         self.vocab().pad
     }
+}
+
+impl fmt::Debug for Tokenizer {
+    /// The facts, not the vocabulary.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Vocab {
+            rules,
+            unk,
+            bos,
+            eos,
+            pad,
+            ..
+        } = self.vocab();
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("unk_id", unk)
+            .field("bos_id", bos)
+            .field("eos_id", eos)
+            .field("pad_id", pad)
+            .field("rules", rules)
+            .finish()
+    }
+}
+
+/// Whether this is the beginning of a JSON object. A protobuf can begin with a line feed and a brace too (key and length
+/// of its first piece), but then goes on with another line feed and no quote.
+fn is_json(bytes: &[u8]) -> bool {
+    let inside = bytes
+        .trim_ascii_start()
+        .strip_prefix(b"{")
+        .map(<[u8]>::trim_ascii_start);
+    inside.is_some_and(|inside| matches!(inside.first(), Some(b'"' | b'}')))
 }

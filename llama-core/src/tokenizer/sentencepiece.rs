@@ -160,7 +160,7 @@ struct Trainer {
 /// characters.
 pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     let mut model = Message { bytes, offset: 0 };
-    let mut pieces = Vec::new();
+    let (mut pieces, mut normalized) = (Vec::new(), false);
     let mut rules = Rules {
         remove_extra_whitespaces: true,
         ..Rules::default()
@@ -176,7 +176,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         match field.number {
             1 => pieces.push(piece(field.message()?, pieces.len())?),
             2 => read_trainer(field.message()?, &mut trainer)?,
-            3 => read_normalizer(field.message()?, &mut rules)?,
+            3 => {
+                read_normalizer(field.message()?, &mut rules)?;
+                normalized = true;
+            }
             5 => read_normalizer(field.message()?, &mut Rules::default())?, // must map nothing either
             _ => {}
         }
@@ -206,6 +209,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     }
     if trainer.treat_whitespace_as_suffix {
         return Err(unsupported("white space", "written as a suffix", "a prefix"));
+    }
+    if !normalized {
+        // Every model says how it prepares text, at its end: this one was cut short between two fields.
+        return Err(TokenizerError::Malformed {
+            offset: bytes.len(),
+            problem: "no normalizer",
+        });
     }
     rules.unk_surface = trainer.unk_surface;
     Ok(Parts {

@@ -90,7 +90,6 @@ pub(super) struct Parts {
 }
 
 /// A checked vocabulary.
-#[derive(Debug)]
 pub(super) struct Vocab {
     pub(super) pieces: Vec<Piece>,
     /// The ids of the normal pieces: all that text can turn into by merging.

@@ -10,8 +10,11 @@
 //! golden.check("cases", |case| same("ids", &ids(&case["ids"]), &tokenizer.encode(text(&case["text"]))));
 //! ```
 
-// Every test binary compiles this module, and none uses all of it.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    reason = "every test binary compiles this module, and none uses all of it"
+)]
+#![allow(clippy::print_stdout, reason = "the count of cases is the result")]
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

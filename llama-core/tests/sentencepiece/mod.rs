@@ -17,11 +17,17 @@ pub(crate) struct Model {
 impl Model {
     /// `<unk>`, `<s>`, `</s>`, the 256 bytes, and these normal pieces.
     pub(crate) fn new(normal: impl IntoIterator<Item = (String, f32)>) -> Model {
-        let mut pieces =
-            vec![("<unk>".into(), 0.0, UNKNOWN), ("<s>".into(), 0.0, CONTROL), ("</s>".into(), 0.0, CONTROL)];
+        let mut pieces = vec![
+            ("<unk>".into(), 0.0, UNKNOWN),
+            ("<s>".into(), 0.0, CONTROL),
+            ("</s>".into(), 0.0, CONTROL),
+        ];
         pieces.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, BYTE)));
         pieces.extend(normal.into_iter().map(|(piece, score)| (piece, score, NORMAL)));
-        Model { pieces, remove_extra_whitespaces: false }
+        Model {
+            pieces,
+            remove_extra_whitespaces: false,
+        }
     }
 
     /// The protobuf.
@@ -38,7 +44,14 @@ impl Model {
         out.extend(bytes_field(2, &[3 << 3, 2, 0x98, 0x02, 1]));
         // NormalizerSpec: identity, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
         let mut spec = bytes_field(1, b"identity");
-        spec.extend([3 << 3, 1, 4 << 3, u8::from(self.remove_extra_whitespaces), 5 << 3, 1]);
+        spec.extend([
+            3 << 3,
+            1,
+            4 << 3,
+            u8::from(self.remove_extra_whitespaces),
+            5 << 3,
+            1,
+        ]);
         out.extend(bytes_field(3, &spec));
         out
     }
@@ -56,38 +69,51 @@ fn bytes_field(number: u8, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The pieces of a text that is already prepared: join the neighbours whose joined text has the highest score, the
-/// leftmost of equals, until none is a piece; spell in bytes what then is none.
-pub(crate) fn encode(pieces: &[(String, f32, u8)], prepared: &str) -> Vec<u32> {
-    let normal: HashMap<&str, (u32, f32)> = (0u32..)
-        .zip(pieces)
-        .filter(|(_, piece)| piece.2 == NORMAL)
-        .map(|(id, (text, score, _))| (text.as_str(), (id, *score)))
-        .collect();
-    let first_byte = pieces.iter().position(|piece| piece.0 == "<0x00>").expect("byte pieces") as u32;
-    let mut symbols: Vec<String> = prepared.chars().map(String::from).collect();
-    loop {
-        let mut best: Option<(f32, usize, String)> = None;
-        for at in 1..symbols.len() {
-            let joined = format!("{}{}", symbols[at - 1], symbols[at]);
-            if let Some(&(_, score)) = normal.get(joined.as_str())
-                && best.as_ref().is_none_or(|best| score > best.0)
-            {
-                best = Some((score, at, joined));
+/// The merge rule over a vocabulary.
+pub(crate) struct Merger<'a> {
+    normal: HashMap<&'a str, (u32, f32)>,
+    first_byte: u32,
+}
+
+impl<'a> Merger<'a> {
+    pub(crate) fn new(pieces: &'a [(String, f32, u8)]) -> Merger<'a> {
+        let ids = (0u32..).zip(pieces);
+        Merger {
+            normal: ids
+                .filter(|(_, p)| p.2 == NORMAL)
+                .map(|(id, p)| (p.0.as_str(), (id, p.1)))
+                .collect(),
+            first_byte: pieces.iter().position(|p| p.0 == "<0x00>").expect("byte pieces") as u32,
+        }
+    }
+
+    /// The ids of a text that is already prepared: join the neighbours whose joined text has the highest score, the
+    /// leftmost of equals, until none is a piece; spell in bytes what then is none.
+    pub(crate) fn encode(&self, prepared: &str) -> Vec<u32> {
+        let mut symbols: Vec<String> = prepared.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(f32, usize, String)> = None;
+            for at in 1..symbols.len() {
+                let joined = format!("{}{}", symbols[at - 1], symbols[at]);
+                if let Some(&(_, score)) = self.normal.get(joined.as_str())
+                    && best.as_ref().is_none_or(|best| score > best.0)
+                {
+                    best = Some((score, at, joined));
+                }
+            }
+            let Some((_, at, joined)) = best else { break };
+            symbols[at - 1] = joined;
+            symbols.remove(at);
+        }
+        let mut ids = Vec::new();
+        for symbol in &symbols {
+            match self.normal.get(symbol.as_str()) {
+                Some(&(id, _)) => ids.push(id),
+                None => ids.extend(symbol.bytes().map(|byte| self.first_byte + u32::from(byte))),
             }
         }
-        let Some((_, at, joined)) = best else { break };
-        symbols[at - 1] = joined;
-        symbols.remove(at);
+        ids
     }
-    let mut ids = Vec::new();
-    for symbol in &symbols {
-        match normal.get(symbol.as_str()) {
-            Some(&(id, _)) => ids.push(id),
-            None => ids.extend(symbol.bytes().map(|byte| first_byte + u32::from(byte))),
-        }
-    }
-    ids
 }
 
 /// The text of ids: first every run of bytes becomes text, then the pieces are joined.
@@ -99,7 +125,10 @@ pub(crate) fn decode(pieces: &[(String, f32, u8)], remove_extra_whitespaces: boo
         let (piece, _, kind) = &pieces[id as usize];
         if *kind == BYTE {
             run.push(u8::from_str_radix(&piece[3..5], 16).expect("hex"));
-            if ids.get(i + 1).is_some_and(|&next| pieces[next as usize].2 == BYTE) {
+            if ids
+                .get(i + 1)
+                .is_some_and(|&next| pieces[next as usize].2 == BYTE)
+            {
                 continue;
             }
         }
@@ -119,7 +148,10 @@ pub(crate) fn decode(pieces: &[(String, f32, u8)], remove_extra_whitespaces: boo
         }
         if *kind == NORMAL {
             let mut piece = piece.as_str();
-            if at_start && text.is_empty() && let Some(rest) = piece.strip_prefix('▁') {
+            if at_start
+                && text.is_empty()
+                && let Some(rest) = piece.strip_prefix('▁')
+            {
                 piece = rest;
                 at_start = remove_extra_whitespaces;
             }
