@@ -53,7 +53,13 @@ impl CustomOp2 for RmsNorm<'_> {
         "rms-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (floats(x, xl)?, floats(w, wl)?);
         let mut out = vec![0.0; x.len()];
         elementwise::rms_norm(self.ctx, x, weight, self.eps, &mut out);
@@ -70,7 +76,13 @@ impl CustomOp2 for SiluMul<'_> {
         "silu-mul"
     }
 
-    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        g: &CpuStorage,
+        gl: &Layout,
+        u: &CpuStorage,
+        ul: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (floats(g, gl)?, floats(u, ul)?);
         let mut out = vec![0.0; gate.len()];
         elementwise::silu_mul(self.ctx, gate, up, &mut out);

@@ -107,7 +107,11 @@ impl Kernel for Softmax<'_> {
             max = s.max(max, s.load(chunk));
         }
         let lanes = s.to_array(max);
-        let max = lanes.iter().chain(&*rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = lanes
+            .iter()
+            .chain(&*rest)
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max);
         let (scale, offset) = (s.splat(self.scale), s.splat(-max * self.scale));
         let mut sum = s.splat(0.0);
         for chunk in &mut *chunks {

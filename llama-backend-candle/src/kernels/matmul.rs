@@ -101,7 +101,9 @@ pub(crate) fn widen<E: Element>(ctx: &Context, from: &[E], to: &mut [f32]) {
     if from.len() < SERIAL_BELOW {
         chunk((from, to));
     } else {
-        from.par_chunks(CHUNK).zip(to.par_chunks_mut(CHUNK)).for_each(chunk);
+        from.par_chunks(CHUNK)
+            .zip(to.par_chunks_mut(CHUNK))
+            .for_each(chunk);
     }
 }
 
@@ -262,8 +264,14 @@ impl<'a> Matrix<'a> {
 pub(crate) fn gemm(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], row_stride: usize, n_threads: usize) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     // What the safety below rests on. Views are made of whole rows, so `a` and `b` lie within their slices.
-    assert!(b.rows == k && n <= row_stride, "matrices of shapes that do not multiply");
-    assert!(m == 0 || out.len() >= (m - 1) * row_stride + n, "a product that does not fit");
+    assert!(
+        b.rows == k && n <= row_stride,
+        "matrices of shapes that do not multiply"
+    );
+    assert!(
+        m == 0 || out.len() >= (m - 1) * row_stride + n,
+        "a product that does not fit"
+    );
     let parallelism = match n_threads {
         0 | 1 => gemm::Parallelism::None,
         n => gemm::Parallelism::Rayon(n),
@@ -306,7 +314,12 @@ mod tests {
     use crate::test_util::{close, random};
 
     fn naive(x: &[f32], weights: &[f32], k: usize) -> Vec<f32> {
-        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32;
+        let dot = |x: &[f32], w: &[f32]| {
+            x.iter()
+                .zip(w)
+                .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                .sum::<f64>() as f32
+        };
         x.chunks(k)
             .flat_map(|x| weights.chunks(k).map(move |w| dot(x, w)))
             .collect()
@@ -314,15 +327,27 @@ mod tests {
 
     fn check<E: Element>(narrow: impl Fn(f32) -> E) {
         for isa in Isa::all() {
-            let mut ctx = Context::new(2);
-            ctx.isa = isa;
-            for (n, n_out, k) in [(1, 1, 1), (1, 172, 64), (2, 5, 31), (3, 7, 40), (16, 9, 129), (17, 3, 33), (40, 700, 1027)] {
+            let ctx = Context::new(isa, 2);
+            for (n, n_out, k) in [
+                (1, 1, 1),
+                (1, 172, 64),
+                (2, 5, 31),
+                (3, 7, 40),
+                (16, 9, 129),
+                (17, 3, 33),
+                (40, 700, 1027),
+            ] {
                 let x = random(n * k, 1);
                 let weights: Vec<E> = random(n_out * k, 2).into_iter().map(&narrow).collect();
                 let widened: Vec<f32> = weights.iter().map(|w| w.widen()).collect();
                 let mut out = vec![f32::NAN; n * n_out];
                 matmul(&ctx, &x, &weights, k, &mut out);
-                close(&out, &naive(&x, &widened, k), 1e-4, &format!("{isa:?} {n} {n_out} {k}"));
+                close(
+                    &out,
+                    &naive(&x, &widened, k),
+                    1e-4,
+                    &format!("{isa:?} {n} {n_out} {k}"),
+                );
             }
         }
     }
@@ -336,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_row_among_few_is_the_same_to_the_bit() {
-        let (ctx, k, n_out) = (Context::new(2), 1029, 40);
+        let (ctx, k, n_out) = (Context::new(Isa::detect(), 2), 1029, 40);
         let (x, weights) = (random(7 * k, 3), random(n_out * k, 4));
         let mut together = vec![0.0; 7 * n_out];
         matmul(&ctx, &x, &weights, k, &mut together);
