@@ -1,7 +1,7 @@
 //! The operations without weights of their own, and where they run.
 //!
 //! On the CPU each is a candle custom operation over a kernel; elsewhere it is written in candle's operations
-//! ([`tensors`](crate::tensors)). The model code calls the one name, and never asks which.
+//! ([`tensors`]). The model code calls the one name, and never asks which.
 
 use std::sync::Arc;
 
