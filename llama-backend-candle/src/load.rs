@@ -66,7 +66,8 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
     let tile = match dtype {
         DType::F32 => 0,
-        _ => TILE.max(dim).max(ffn_dim) as u128,
+        // Up to three products side by side.
+        _ => 3 * TILE.max(dim).max(ffn_dim) as u128,
     };
     MemoryPlan {
         weights: u64::try_from(weights).unwrap_or(u64::MAX),
