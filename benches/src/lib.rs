@@ -1,1 +1,15 @@
-//! Placeholder while the crate is built.
+//! Workloads, as functions that do one unit of work, and marks, which are ratios of them.
+//!
+//! A figure alone says more of the machine than of the code. What is claimed here is a ratio of two workloads that were measured
+//! in turns within one run: whatever else the machine does, it does to both.
+//!
+//! - `cargo bench -p benches` measures each workload with criterion, then the marks.
+//! - `cargo run --release -p benches --bin record` measures the marks and appends what it measured to `benches/record/candle.csv`.
+
+pub mod bandwidth;
+pub mod marks;
+pub mod record;
+pub mod workload;
+
+/// Whatever stops a benchmark.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;

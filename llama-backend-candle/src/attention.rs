@@ -39,10 +39,18 @@ impl Attention {
         match (self, cache) {
             (Self::Host { ctx, shape, rope }, LayerCache::Host(cache)) => {
                 let cache = RefCell::new(cache);
-                let op = Attend { ctx, shape, rope, spans, cache };
+                let op = Attend {
+                    ctx,
+                    shape,
+                    rope,
+                    spans,
+                    cache,
+                };
                 q.apply_op3_no_bwd(k, v, &op)
             }
-            (Self::Tensors(attention), LayerCache::Tensors(slots)) => attention.forward(slots, spans, q, k, v),
+            (Self::Tensors(attention), LayerCache::Tensors(slots)) => {
+                attention.forward(slots, spans, q, k, v)
+            }
             _ => candle_core::bail!("attention and KV cache are in different places"),
         }
     }
@@ -71,7 +79,13 @@ impl CustomOp3 for Attend<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
-        let Self { ctx, shape, rope, spans, cache } = self;
+        let Self {
+            ctx,
+            shape,
+            rope,
+            spans,
+            cache,
+        } = self;
         let (q, k, v) = (floats(q, q_layout)?, floats(k, k_layout)?, floats(v, v_layout)?);
         let mut cache = cache.borrow_mut(); // the operation is called once
         let HostCache { keys, values } = &mut **cache;

@@ -34,8 +34,11 @@ mod tensors;
 mod test_util;
 
 use llama_backend::{
-    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig, ModelSource,
+    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig,
+    ModelSource,
 };
+
+use crate::kernels::Isa;
 
 /// The engine's name in errors.
 const NAME: &str = "candle";
@@ -51,8 +54,8 @@ pub struct CandleBackend {
 /// Which implementation of the operations a model uses.
 #[derive(Debug, Clone)]
 enum Place {
-    /// This crate's kernels.
-    Host,
+    /// This crate's kernels, for these instructions.
+    Host(Isa),
     /// candle's operations on a device.
     Tensors(candle_core::Device),
 }
@@ -60,7 +63,9 @@ enum Place {
 impl Default for CandleBackend {
     /// The engine on the CPU.
     fn default() -> Self {
-        Self { place: Place::Host }
+        Self {
+            place: Place::Host(Isa::detect()),
+        }
     }
 }
 
@@ -128,6 +133,24 @@ fn engine(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Backend
 mod tests {
     use super::*;
 
+    /// The laws on the kernels without SIMD, which this machine would not choose.
+    mod scalar {
+        use crate::{CandleBackend, Isa, Place};
+
+        llama_backend::conformance_tests!(CandleBackend {
+            place: Place::Host(Isa::Scalar)
+        });
+    }
+
+    /// The laws on candle's own operations, which devices use: here on the CPU.
+    mod tensors {
+        use crate::{CandleBackend, Place};
+
+        llama_backend::conformance_tests!(CandleBackend {
+            place: Place::Tensors(candle_core::Device::Cpu)
+        });
+    }
+
     #[test]
     fn a_device_that_is_not_compiled_in_names_its_feature() {
         for (device, feature) in [(Device::Cuda(1), "cuda"), (Device::Metal(0), "metal")] {
@@ -135,8 +158,17 @@ mod tests {
                 continue;
             }
             let error = CandleBackend::new(device).unwrap_err();
-            assert!(matches!(error, BackendError::Unsupported { backend: "candle", .. }));
-            assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
+            assert!(matches!(
+                error,
+                BackendError::Unsupported {
+                    backend: "candle",
+                    ..
+                }
+            ));
+            assert!(
+                error.to_string().contains(&format!("feature `{feature}`")),
+                "{error}"
+            );
         }
     }
 }

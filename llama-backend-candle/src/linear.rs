@@ -11,8 +11,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 use llama_backend::{DType, TokenId, WeightBytes};
 
-use crate::kernels::matmul::{self, Element};
 use crate::kernels::Context;
+use crate::kernels::matmul::{self, Element};
 use crate::ops::{Ops, floats};
 
 /// A weight matrix, `[n_out, n_in]`.
@@ -57,7 +57,13 @@ macro_rules! with_elements {
 
 impl Linear {
     /// A matrix over a checkpoint's bytes. Fails where they are not `[n_out, n_in]` elements at an aligned address.
-    pub(crate) fn new(ops: &Ops, n_out: usize, n_in: usize, dtype: DType, bytes: WeightBytes) -> Result<Self> {
+    pub(crate) fn new(
+        ops: &Ops,
+        n_out: usize,
+        n_in: usize,
+        dtype: DType,
+        bytes: WeightBytes,
+    ) -> Result<Self> {
         with_elements!(dtype, &bytes, |weights| if weights.len() != n_out * n_in {
             candle_core::bail!("{} elements for a matrix of [{n_out}, {n_in}]", weights.len())
         });
@@ -79,7 +85,13 @@ impl Linear {
         match &self.weight {
             Weight::Host { ctx, dtype, bytes } => {
                 let (n_out, n_in) = (self.n_out, self.n_in);
-                x.apply_op1_no_bwd(&MatMul { ctx, dtype: *dtype, bytes, n_out, n_in })
+                x.apply_op1_no_bwd(&MatMul {
+                    ctx,
+                    dtype: *dtype,
+                    bytes,
+                    n_out,
+                    n_in,
+                })
             }
             Weight::Tensor(weight) => x.matmul(&weight.to_dtype(candle_core::DType::F32)?.t()?),
         }
@@ -89,7 +101,12 @@ impl Linear {
     pub(crate) fn forward_into(&self, x: &Tensor, out: &mut [f32]) -> Result<()> {
         let (n, k) = x.dims2()?;
         if k != self.n_in || out.len() != n * self.n_out {
-            candle_core::bail!("[{n}, {k}] times a matrix of [{}, {}] into {}", self.n_out, self.n_in, out.len());
+            candle_core::bail!(
+                "[{n}, {k}] times a matrix of [{}, {}] into {}",
+                self.n_out,
+                self.n_in,
+                out.len()
+            );
         }
         match &self.weight {
             Weight::Host { ctx, dtype, bytes } => {
@@ -133,7 +150,10 @@ impl Linear {
 
 /// A vector of weights as an f32 tensor, `[n]`: norms are small, and widened once.
 pub(crate) fn vector(ops: &Ops, dtype: DType, bytes: &WeightBytes) -> Result<Tensor> {
-    let widened: Vec<f32> = with_elements!(dtype, bytes, |weights| weights.iter().map(|w| w.widen()).collect());
+    let widened: Vec<f32> = with_elements!(dtype, bytes, |weights| weights
+        .iter()
+        .map(|w| w.widen())
+        .collect());
     let n = widened.len();
     Tensor::from_vec(widened, n, ops.device())
 }
@@ -171,7 +191,9 @@ impl CustomOp1 for MatMul<'_> {
         }
         let x = floats(x, layout)?;
         let mut out = vec![0.0; n * self.n_out];
-        with_elements!(self.dtype, self.bytes, |weights| matmul::matmul(self.ctx, x, weights, k, &mut out));
+        with_elements!(self.dtype, self.bytes, |weights| matmul::matmul(
+            self.ctx, x, weights, k, &mut out
+        ));
         Ok((CpuStorage::F32(out), (n, self.n_out).into()))
     }
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use llama_backend::{
-    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, TensorInfo, WeightBytes, WeightError, WeightSource,
+    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, TensorInfo, WeightBytes, WeightError,
+    WeightSource,
 };
 
 use crate::attention::Attention;
@@ -65,7 +66,8 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
     let tile = match dtype {
         DType::F32 => 0,
-        _ => TILE.max(dim).max(ffn_dim) as u128,
+        // Up to three products side by side.
+        _ => 3 * TILE.max(dim).max(ffn_dim) as u128,
     };
     MemoryPlan {
         weights: u64::try_from(weights).unwrap_or(u64::MAX),
@@ -98,9 +100,9 @@ pub(crate) fn load(
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
     let (ops, attention, cache) = match place {
-        Place::Host => {
+        Place::Host(isa) => {
             let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
-            let ctx = Arc::new(Context::new(n_threads));
+            let ctx = Arc::new(Context::new(*isa, n_threads));
             let rope = rope()?;
             let ops = Ops::Host(Arc::clone(&ctx));
             (ops, Attention::Host { ctx, shape, rope }, cache)
@@ -149,7 +151,11 @@ fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendEr
     for (what, found) in sizes {
         if found > LIMIT {
             let found = format!("a size of {found} bytes");
-            return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
+            return Err(BackendError::params(
+                what,
+                found,
+                format!("at most {LIMIT} bytes"),
+            ));
         }
     }
     Ok(())
@@ -163,7 +169,11 @@ fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<Te
             file: checkpoint(),
             tensor: name.to_owned(),
             found: info.dtype.to_string(),
-            expected: DTYPES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            expected: DTYPES
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
         });
     }
     if info.shape != expected {
@@ -190,7 +200,12 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn transformer(&self, config: &ModelConfig, attention: Attention) -> Result<Transformer, BackendError> {
-        let ModelConfig { dim, ffn_dim, vocab_size, .. } = *config;
+        let ModelConfig {
+            dim,
+            ffn_dim,
+            vocab_size,
+            ..
+        } = *config;
         let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
         let layer = |i: usize| {
             let name = |part: &str| format!("layers.{i}.{part}.weight");
@@ -208,7 +223,9 @@ impl Reader<'_> {
         };
         Ok(Transformer {
             tok_embeddings: self.linear("tok_embeddings.weight", vocab_size, dim)?,
-            layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
+            layers: (0..config.n_layers)
+                .map(layer)
+                .collect::<Result<_, BackendError>>()?,
             norm: self.norm("norm.weight")?,
             output: self.linear("output.weight", vocab_size, dim)?,
             norm_eps: config.norm_eps,

@@ -6,7 +6,9 @@
 //! Shapes: `h`, `x`: `[n_tokens, dim]`; `q`: `[n_tokens, n_heads * head_dim]`; `k`, `v`: `[n_tokens, n_kv_heads * head_dim]`.
 
 use candle_core::{Result, Tensor};
-use llama_backend::{BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, TokenId, Want};
+use llama_backend::{
+    BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, TokenId, Want,
+};
 use rayon::ThreadPool;
 
 use crate::attention::Attention;
@@ -115,13 +117,18 @@ impl Transformer {
 
     /// One block: attention, then the feed-forward network, each on a normed view of the residual stream `h`.
     fn layer(&self, layer: &Layer, cache: &mut LayerCache, spans: &[Span], h: Tensor) -> Result<Tensor> {
-        let x = self.ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
-        let (q, k, v) = (layer.wq.forward(&x)?, layer.wk.forward(&x)?, layer.wv.forward(&x)?);
+        let ops = &self.ops;
+        let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
+        let (q, (k, v)) = ops.join(
+            || layer.wq.forward(&x),
+            || ops.join(|| layer.wk.forward(&x), || layer.wv.forward(&x)),
+        )?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
         let h = (h + layer.wo.forward(&attended)?)?;
 
-        let x = self.ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
-        let gated = self.ops.silu_mul(&layer.w1.forward(&x)?, &layer.w3.forward(&x)?)?; // [n_tokens, ffn_dim]
+        let x = ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
+        let (gate, up) = ops.join(|| layer.w1.forward(&x), || layer.w3.forward(&x))?; // [n_tokens, ffn_dim] each
+        let gated = ops.silu_mul(&gate, &up)?;
         h + layer.w2.forward(&gated)?
     }
 }

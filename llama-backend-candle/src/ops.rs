@@ -1,7 +1,7 @@
 //! The operations without weights of their own, and where they run.
 //!
 //! On the CPU each is a candle custom operation over a kernel; elsewhere it is written in candle's operations
-//! ([`tensors`](crate::tensors)). The model code calls the one name, and never asks which.
+//! ([`tensors`]). The model code calls the one name, and never asks which.
 
 use std::sync::Arc;
 
@@ -34,6 +34,20 @@ impl Ops {
         }
     }
 
+    /// Both results; on the host, computed side by side. A thread that is busy with one of two products need not be woken
+    /// for each: waking costs as much as a small product.
+    pub(crate) fn join<A: Send, B: Send>(
+        &self,
+        a: impl FnOnce() -> Result<A> + Send,
+        b: impl FnOnce() -> Result<B> + Send,
+    ) -> Result<(A, B)> {
+        let (a, b) = match self {
+            Self::Host(_) => rayon::join(a, b),
+            Self::Tensors(_) => (a(), b()),
+        };
+        Ok((a?, b?))
+    }
+
     /// The device of this place's tensors.
     pub(crate) fn device(&self) -> &candle_core::Device {
         match self {
@@ -53,7 +67,13 @@ impl CustomOp2 for RmsNorm<'_> {
         "rms-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (floats(x, xl)?, floats(w, wl)?);
         let mut out = vec![0.0; x.len()];
         elementwise::rms_norm(self.ctx, x, weight, self.eps, &mut out);
@@ -70,7 +90,13 @@ impl CustomOp2 for SiluMul<'_> {
         "silu-mul"
     }
 
-    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, u: &CpuStorage, ul: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        g: &CpuStorage,
+        gl: &Layout,
+        u: &CpuStorage,
+        ul: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (floats(g, gl)?, floats(u, ul)?);
         let mut out = vec![0.0; gate.len()];
         elementwise::silu_mul(self.ctx, gate, up, &mut out);

@@ -101,7 +101,9 @@ pub(crate) fn widen<E: Element>(ctx: &Context, from: &[E], to: &mut [f32]) {
     if from.len() < SERIAL_BELOW {
         chunk((from, to));
     } else {
-        from.par_chunks(CHUNK).zip(to.par_chunks_mut(CHUNK)).for_each(chunk);
+        from.par_chunks(CHUNK)
+            .zip(to.par_chunks_mut(CHUNK))
+            .for_each(chunk);
     }
 }
 
@@ -159,68 +161,75 @@ impl<E: Element> Kernel for DotRows<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, weights, k, out } = self;
-        let n = x.len() / k;
-        for (weights, out) in weights.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
-            let (pairs, last) = x.as_chunks_of(2 * k);
-            let (out_pairs, out_last) = out.as_chunks_mut::<2>();
-            for (x, out) in pairs.zip(out_pairs) {
-                let (x0, x1) = x.split_at(k);
-                *out = dot(s, weights, [x0, x1]);
-            }
-            if let [out] = out_last {
-                [*out] = dot(s, weights, [last]);
-            }
+        let rows = weights.len() / k;
+        // Four weight rows at a time, far apart: four streams of loads keep memory busy where one does not.
+        let quarter = rows / 4;
+        for row in 0..quarter {
+            rows_by_rows(s, weights, x, k, out, [0, 1, 2, 3].map(|q| q * quarter + row));
+        }
+        for row in 4 * quarter..rows {
+            rows_by_rows(s, weights, x, k, out, [row]);
         }
     }
 }
 
-/// The slice in parts of `len`, and what is left.
-trait ChunksOf {
-    fn as_chunks_of(&self, len: usize) -> (std::slice::ChunksExact<'_, f32>, &[f32]);
-}
-
-impl ChunksOf for [f32] {
-    #[inline(always)]
-    fn as_chunks_of(&self, len: usize) -> (std::slice::ChunksExact<'_, f32>, &[f32]) {
-        let chunks = self.chunks_exact(len);
-        let rest = chunks.remainder();
-        (chunks, rest)
+/// `out[o, i] = weights[o] · x[i]` for the weight rows `which` and any number of rows of `x`.
+#[inline(always)]
+fn rows_by_rows<S: Simd, E: Element, const R: usize>(
+    s: S,
+    weights: &[E],
+    x: &[f32],
+    k: usize,
+    out: &mut [f32],
+    which: [usize; R],
+) {
+    let n = x.len() / k;
+    let weights = which.map(|row| &weights[row * k..(row + 1) * k]);
+    for (i, x) in x.chunks_exact(k).enumerate() {
+        let products = dot(s, weights, x);
+        for (row, product) in which.into_iter().zip(products) {
+            out[row * n + i] = product;
+        }
     }
 }
 
-/// The product of one weight row with each of `N` rows, all of one length.
+/// The product of each of `R` weight rows with one row of activations, all of one length.
 ///
-/// A row's sum is taken in the same order whatever `N` is: alone or with others, a row's result is the same to the bit.
+/// A sum is taken in the same order whatever `R` is, and knows nothing of other rows: alone or with others, a row's result is
+/// the same to the bit.
 #[inline(always)]
-fn dot<S: Simd, E: Element, const N: usize>(s: S, weights: &[E], x: [&[f32]; N]) -> [f32; N] {
-    // Four sums a row hide the latency of the multiply-add.
-    const SUMS: usize = 4;
-    let mut sums = [[s.splat(0.0); SUMS]; N];
-    let (chunks, rest) = weights.as_chunks::<LANES>();
-    let (groups, singles) = chunks.as_chunks::<SUMS>();
-    let x = x.map(|x| {
-        let (x_chunks, x_rest) = x[..weights.len()].as_chunks::<LANES>();
-        let (x_groups, x_singles) = x_chunks.as_chunks::<SUMS>();
-        (&x_groups[..groups.len()], &x_singles[..singles.len()], x_rest)
+fn dot<S: Simd, E: Element, const R: usize>(s: S, weights: [&[E]; R], x: &[f32]) -> [f32; R] {
+    // Two sums a row: with four rows, as many as hide the latency of the multiply-add.
+    const SUMS: usize = 2;
+    let mut sums = [[s.splat(0.0); SUMS]; R];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let (groups, single) = chunks.as_chunks::<SUMS>();
+    let weights = weights.map(|row| {
+        let (row_chunks, row_rest) = row[..x.len()].as_chunks::<LANES>();
+        let (row_groups, row_single) = row_chunks.as_chunks::<SUMS>();
+        (&row_groups[..groups.len()], &row_single[..single.len()], row_rest)
     });
     for (g, group) in groups.iter().enumerate() {
         for j in 0..SUMS {
-            let weight = E::load(s, &group[j]);
-            for i in 0..N {
-                sums[i][j] = s.mul_add(weight, s.load(&x[i].0[g][j]), sums[i][j]);
+            let x = s.load(&group[j]);
+            for r in 0..R {
+                sums[r][j] = s.mul_add(E::load(s, &weights[r].0[g][j]), x, sums[r][j]);
             }
         }
     }
-    for (c, chunk) in singles.iter().enumerate() {
-        let weight = E::load(s, chunk);
-        for i in 0..N {
-            sums[i][c] = s.mul_add(weight, s.load(&x[i].1[c]), sums[i][c]);
+    if let [chunk] = single {
+        let x = s.load(chunk);
+        for r in 0..R {
+            sums[r][0] = s.mul_add(E::load(s, &weights[r].1[0]), x, sums[r][0]);
         }
     }
-    std::array::from_fn(|i| {
-        let [a, b, c, d] = sums[i];
-        let tail: f32 = rest.iter().zip(x[i].2).map(|(w, x)| w.widen() * x).sum();
-        s.sum(s.add(s.add(a, b), s.add(c, d))) + tail
+    std::array::from_fn(|r| {
+        let [a, b] = sums[r];
+        let mut tail = 0.0;
+        for (w, x) in weights[r].2.iter().zip(rest) {
+            tail += w.widen() * x;
+        }
+        s.sum(s.add(a, b)) + tail
     })
 }
 
@@ -262,8 +271,14 @@ impl<'a> Matrix<'a> {
 pub(crate) fn gemm(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], row_stride: usize, n_threads: usize) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     // What the safety below rests on. Views are made of whole rows, so `a` and `b` lie within their slices.
-    assert!(b.rows == k && n <= row_stride, "matrices of shapes that do not multiply");
-    assert!(m == 0 || out.len() >= (m - 1) * row_stride + n, "a product that does not fit");
+    assert!(
+        b.rows == k && n <= row_stride,
+        "matrices of shapes that do not multiply"
+    );
+    assert!(
+        m == 0 || out.len() >= (m - 1) * row_stride + n,
+        "a product that does not fit"
+    );
     let parallelism = match n_threads {
         0 | 1 => gemm::Parallelism::None,
         n => gemm::Parallelism::Rayon(n),
@@ -306,7 +321,12 @@ mod tests {
     use crate::test_util::{close, random};
 
     fn naive(x: &[f32], weights: &[f32], k: usize) -> Vec<f32> {
-        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32;
+        let dot = |x: &[f32], w: &[f32]| {
+            x.iter()
+                .zip(w)
+                .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                .sum::<f64>() as f32
+        };
         x.chunks(k)
             .flat_map(|x| weights.chunks(k).map(move |w| dot(x, w)))
             .collect()
@@ -314,15 +334,27 @@ mod tests {
 
     fn check<E: Element>(narrow: impl Fn(f32) -> E) {
         for isa in Isa::all() {
-            let mut ctx = Context::new(2);
-            ctx.isa = isa;
-            for (n, n_out, k) in [(1, 1, 1), (1, 172, 64), (2, 5, 31), (3, 7, 40), (16, 9, 129), (17, 3, 33), (40, 700, 1027)] {
+            let ctx = Context::new(isa, 2);
+            for (n, n_out, k) in [
+                (1, 1, 1),
+                (1, 172, 64),
+                (2, 5, 31),
+                (3, 7, 40),
+                (16, 9, 129),
+                (17, 3, 33),
+                (40, 700, 1027),
+            ] {
                 let x = random(n * k, 1);
                 let weights: Vec<E> = random(n_out * k, 2).into_iter().map(&narrow).collect();
                 let widened: Vec<f32> = weights.iter().map(|w| w.widen()).collect();
                 let mut out = vec![f32::NAN; n * n_out];
                 matmul(&ctx, &x, &weights, k, &mut out);
-                close(&out, &naive(&x, &widened, k), 1e-4, &format!("{isa:?} {n} {n_out} {k}"));
+                close(
+                    &out,
+                    &naive(&x, &widened, k),
+                    1e-4,
+                    &format!("{isa:?} {n} {n_out} {k}"),
+                );
             }
         }
     }
@@ -336,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_row_among_few_is_the_same_to_the_bit() {
-        let (ctx, k, n_out) = (Context::new(2), 1029, 40);
+        let (ctx, k, n_out) = (Context::new(Isa::detect(), 2), 1029, 40);
         let (x, weights) = (random(7 * k, 3), random(n_out * k, 4));
         let mut together = vec![0.0; 7 * n_out];
         matmul(&ctx, &x, &weights, k, &mut together);

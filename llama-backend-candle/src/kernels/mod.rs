@@ -28,9 +28,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(n_threads: usize) -> Self {
+    pub(crate) fn new(isa: Isa, n_threads: usize) -> Self {
         Self {
-            isa: Isa::detect(),
+            isa,
             n_threads,
             scratch: Scratch::default(),
         }

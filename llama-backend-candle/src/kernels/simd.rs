@@ -49,7 +49,7 @@ pub(crate) trait Simd: Copy + Debug {
         lanes
     }
 
-    /// `e^x` to within 2 ulp: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Flushes to 0 below -87.
+    /// `e^x` to within 4e-7 of itself: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Flushes to 0 below -87.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         // ln 2 in two parts: n times the first is exact, so that r keeps its bits.
