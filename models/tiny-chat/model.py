@@ -101,21 +101,23 @@ def _generate(w, frozen, tokens, lengths, room, sampled, temperature, top_p, key
     b, t = tokens.shape
     total = t + room
     heads = params.get("n_kv_heads") or params["n_heads"]
-    cache = jnp.zeros((params["n_layers"], 2, b, total, heads, params["dim"] // params["n_heads"]))
+    # keys and values of each layer apart: one array of all would be copied at every step
+    cache = [jnp.zeros((b, total, heads, params["dim"] // params["n_heads"])) for _ in range(2 * params["n_layers"])]
     rows = jnp.arange(b)
 
     def run(cache, tokens, positions):
         mask = (jnp.arange(total)[None, None] <= positions[:, :, None])[:, None]
-        held = [cache]
+        held = list(cache)
 
         def attend(n, q, k, v):
-            held[0] = held[0].at[n, 0, rows[:, None], positions].set(k).at[n, 1, rows[:, None], positions].set(v)
-            return attention(q, held[0][n, 0], held[0][n, 1], mask)
+            held[2 * n] = held[2 * n].at[rows[:, None], positions].set(k)
+            held[2 * n + 1] = held[2 * n + 1].at[rows[:, None], positions].set(v)
+            return attention(q, held[2 * n], held[2 * n + 1], mask)
 
         x = w["tok_embeddings.weight"][tokens]
         for n in range(params["n_layers"]):
             x = block(w, n, params, x, positions, attend)
-        return held[0], rms_norm(x, w["norm.weight"], params["norm_eps"])
+        return held, rms_norm(x, w["norm.weight"], params["norm_eps"])
 
     def pick(hidden, key):
         logits = hidden @ w["output.weight"].T
@@ -148,7 +150,7 @@ def generate(w, params, prompts, room=200, temperature=0.0, top_p=0.9, seed=0, r
     answers = [None] * len(prompts)
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        width = -(-max(len(prompts[i]) for i in batch) // 64) * 64
+        width = -(-max(len(prompts[i]) for i in batch) // 128) * 128
         tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
         for r, i in enumerate(batch):
             tokens[r, : len(prompts[i])], lengths[r] = prompts[i], len(prompts[i])

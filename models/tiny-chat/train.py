@@ -53,14 +53,60 @@ def batches(sp, seed, count, early, tokens_per_batch):
 
 
 def initial(params, vocab_size, seed):
+    """Random weights with a bias towards looking back.
+
+    What this model has to learn above all is to find an earlier place where the present token stood and to say what
+    followed it there ("induction"). From plain random weights that takes far longer to emerge than an hour allows, so the
+    first two layers begin near such a circuit, and training makes of it what it needs:
+    - dimension 0 of every embedding is one constant, which a query and a key can use to prefer a distance;
+    - layer 0, heads 0 and 1 attend to the token before (head 2: two before) and write a code of it beside the token;
+    - layer 1 compares the code of the present token with those codes, in the slow RoPE pairs, which distance hardly
+      turns, and passes on the token that it finds;
+    - the output begins as the embedding, so that a token passed on is a token said.
+    """
     rng = np.random.default_rng(seed)
     w = {}
     for name, shape in model.shapes(params, vocab_size).items():
         if len(shape) == 1:
             w[name] = np.ones(shape, np.float32)
         else:
-            scale = 0.02 if "layers" not in name else shape[1] ** -0.5 / (2 * params["n_layers"]) ** (0.5 * ("wo" in name or "w2" in name))
+            scale = 0.5 if "layers" not in name else shape[1] ** -0.5 / (2 * params["n_layers"]) ** (0.5 * ("wo" in name or "w2" in name))
             w[name] = (scale * rng.standard_normal(shape)).astype(np.float32)
+    dim, heads = params["dim"], params["n_heads"]
+    k = dim // heads
+    embedding = w["tok_embeddings.weight"]
+    embedding[:, 0] = 1.5
+    w["output.weight"] = 0.1 * embedding
+    w["output.weight"][:, 0] = 0
+
+    def directions():
+        """An orthogonal [dim, dim] that leaves dimension 0 alone, one block of k rows a head."""
+        q = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+        q[:, 0] = 0
+        return q.astype(np.float32)
+
+    read, write, carry = directions(), directions(), directions()
+    theta = model.THETA ** (-np.arange(0, k, 2) / k)
+    first, second = "layers.0.attention.", "layers.1.attention."
+    for head, distance in enumerate([1, 1, 2]):
+        rows = slice(head * k, (head + 1) * k)
+        for name in ("wq", "wk"):
+            w[first + name + ".weight"][rows] *= 0.1
+        w[first + "wq.weight"][rows, 0] += 2.5 * np.stack([np.cos(distance * theta), -np.sin(distance * theta)], 1).reshape(-1)
+        w[first + "wk.weight"][rows, 0] += 2.5 * np.tile([1.0, 0.0], k // 2)
+        w[first + "wv.weight"][rows] = read[rows]
+        w[first + "wo.weight"][:, rows] = 0.5 * write[rows].T
+    slow = k // 2  # the upper half of a head's rows turn slowly
+    for head in range(heads):
+        rows = slice(head * k, (head + 1) * k)
+        codes = slice((head % 4) * slow, (head % 4 + 1) * slow)  # of the 2k codes of the token before
+        for name in ("wq", "wk"):
+            w[second + name + ".weight"][rows] *= 0.1
+        at = slice(head * k + k - slow, (head + 1) * k)
+        w[second + "wq.weight"][at] = 2.2 * read[codes]
+        w[second + "wk.weight"][at] = 2.2 * write[codes]
+        w[second + "wv.weight"][rows] = carry[rows]
+        w[second + "wo.weight"][:, rows] = 0.7 * carry[rows].T
     return w
 
 
