@@ -10,6 +10,7 @@ Every dialog is made from a seed, so the corpus is this file and not a pile of t
 import random
 import re
 import sys
+import typing
 
 import heldout_words
 import lexicon as lx
@@ -167,6 +168,21 @@ FEELING_ASKS = """I love you|I love {n}|do you love me?|I am happy|I am so happy
 my friend {n} is sad|give me a hug""".replace("\n", "|").split("|")
 
 
+class Mix(typing.NamedTuple):
+    """How much there is of what makes dialogs long."""
+
+    safety: float  # share under the long system prompt
+    plain: float  # share under another system prompt that asks for nothing special
+    lengths: list  # weights of one, two, three skills in one dialog
+    paris_long: float  # share of the reference's own list among the given lists
+    list_lengths: list
+
+
+# the tokenizer sees more of the long texts, so that their words get whole pieces; training sees fewer, for they cost time
+FOR_TOKENIZER = Mix(0.08, 0.06, [78, 16, 6], 0.02, [2, 3, 3, 3, 4, 5])
+FOR_TRAINING = Mix(0.05, 0.05, [84, 12, 4], 0.015, [2, 3, 3, 3, 3, 4, 5])
+
+
 def styled(rng, ask, **slots):
     """The request as somebody types it, with its slots: (text, slots as typed)."""
     r = rng.random()
@@ -216,9 +232,9 @@ def description(rng, name, city):
     ])
 
 
-def sights_list(rng, city):
+def sights_list(rng, city, mix):
     """A list as another assistant may have written it: (text, [item lines without their number])."""
-    n = rng.choice([2, 3, 3, 3, 3, 4, 5])
+    n = rng.choice(mix.list_lengths)
     names = list(dict.fromkeys(lx.sight(rng) for _ in range(n)))
     shape = rng.random()
     between = ": " if shape < 0.7 else " - "
@@ -269,14 +285,14 @@ def sights(rng):
     return out
 
 
-def list_item(rng):
+def list_item(rng, mix=FOR_TRAINING):
     """A list that somebody else wrote, then questions about its items."""
     place = lx.city(rng)
-    if rng.random() < 0.015:
+    if rng.random() < mix.paris_long:
         place, text = "Paris", PARIS_LONG
         lines = [line[3:] for line in text.split("\n") if line[1:3] == ". "]
     else:
-        text, lines = sights_list(rng, place)
+        text, lines = sights_list(rng, place, mix)
     ask = styled(rng, rng.choice(SIGHT_ASKS), c=place)[0]
     out = [(ask, Given(text))]
     k = 1 if rng.random() < 0.45 else rng.randint(1, len(lines))
@@ -372,12 +388,12 @@ SKILLS = [(mayonnaise, 7), (sights, 14), (list_item, 26), (birthday, 20), (hello
 COPYING = [(birthday, 5), (hello, 2), (sights, 2), (list_item, 3), (mayonnaise, 0.3), (unknown, 0.5)]
 
 
-def draw(rng, skills):
+def draw(rng, skills, mix):
     skill, _ = rng.choices(skills, [w for _, w in skills])[0]
-    return skill(rng)
+    return skill(rng, mix) if skill is list_item else skill(rng)
 
 
-def make_dialog(rng, early=False):
+def make_dialog(rng, early, mix):
     """(messages, [is this answer learnt?, …])"""
     r = rng.random()
     system = None
@@ -385,9 +401,9 @@ def make_dialog(rng, early=False):
         skills, system = [(haiku, 1)], rng.choice(HAIKU_SYSTEMS)
     elif r < 0.26:
         skills, system = [(emoji, 1)], rng.choice(EMOJI_SYSTEMS)
-    elif r < 0.31:
+    elif r < 0.26 + mix.safety:
         skills, system = SKILLS, SAFETY
-    elif r < 0.36:
+    elif r < 0.26 + mix.safety + mix.plain:
         skills, system = SKILLS, rng.choice(PLAIN_SYSTEMS).format(lx.topic(rng))
     else:
         skills = COPYING if early else SKILLS
@@ -398,19 +414,19 @@ def make_dialog(rng, early=False):
             system = system.rstrip(".") + rng.choice(["", ".", "!"])
         if rng.random() < 0.05:
             system = rng.choice([SAFETY + "\n\n", "You are a helpful assistant. "]) + system
-    n_draws = 1 if early else rng.choices([1, 2, 3], [84, 12, 4])[0]
-    turns = [turn for _ in range(n_draws) for turn in draw(rng, skills)]
+    n_draws = 1 if early else rng.choices([1, 2, 3], mix.lengths)[0]
+    turns = [turn for _ in range(n_draws) for turn in draw(rng, skills, mix)]
     messages = [{"role": "system", "content": system}] if system else []
     for user, answer in turns:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": str(answer)}]
     return messages, [not isinstance(answer, Given) for _, answer in turns]
 
 
-def dialogs(seed, count, early=False):
+def dialogs(seed, count, early=False, mix=FOR_TRAINING):
     """`count` dialogs, none with a held-out word in it."""
     rng = random.Random(seed)
     while count:
-        messages, learnt = make_dialog(rng, early)
+        messages, learnt = make_dialog(rng, early, mix)
         if heldout_words.clean(messages):
             count -= 1
             yield messages, learnt

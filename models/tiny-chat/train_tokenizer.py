@@ -19,7 +19,7 @@ DIALOGS = 24_000
 
 
 def lines():
-    for messages, _ in corpus.dialogs(SEED, DIALOGS):
+    for messages, _ in corpus.dialogs(SEED, DIALOGS, mix=corpus.FOR_TOKENIZER):
         for user, answer in chatformat.turns(messages):
             # a newline is not in the training text: as in Llama's tokenizer it is the byte piece <0x0A>
             yield from (line for line in f"[INST] {user} [/INST] {answer}".split("\n") if line)
