@@ -176,11 +176,15 @@ class Mix(typing.NamedTuple):
     lengths: list  # weights of one, two, three skills in one dialog
     paris_long: float  # share of the reference's own list among the given lists
     list_lengths: list
+    list_item: int = 26  # weight of that skill among the others
+    prose: float = 0.0  # share of descriptions that are any words in a row
 
 
 # the tokenizer sees more of the long texts, so that their words get whole pieces; training sees fewer, for they cost time
 FOR_TOKENIZER = Mix(0.08, 0.06, [78, 16, 6], 0.02, [2, 3, 3, 3, 4, 5])
 FOR_TRAINING = Mix(0.05, 0.05, [84, 12, 4], 0.015, [2, 3, 3, 3, 3, 4, 5])
+# the last stage dwells on what is learnt last: finding and repeating a line of a list
+FOR_LISTS = Mix(0.05, 0.05, [84, 12, 4], 0.01, [2, 3, 3, 3, 3, 4, 5], list_item=75, prose=0.5)
 
 
 def styled(rng, ask, **slots):
@@ -209,8 +213,26 @@ def styled(rng, ask, **slots):
 
 # --- the answers that are looked up ---------------------------------------------------------------------------------
 
-def description(rng, name, city):
+def prose(rng):
+    """Words in a row, known and made up, that no grammar foretells."""
+    pool = lx.THINGS + lx.LOOK_AT + lx.CROWD + lx.SENTENCE_ADJECTIVES + lx.VERBS + PROSE_WORDS * 2
+    words = [lx.word(rng, 1, 3) if rng.random() < 0.3 else rng.choice(pool) for _ in range(rng.randint(3, 8))]
+    words = [lx.cap(w) if n == 0 or rng.random() < 0.1 else w for n, w in enumerate(words)]
+    if rng.random() < 0.3:
+        words[rng.randrange(len(words) - 1)] += ","
+    return " ".join(words) + "."
+
+
+PROSE_WORDS = """a the and of in on at to for from with by is are was were has have had it its his her you they we all many some no
+not but or if when where while before after until since over under near far away from here there once only also even more most less
+than so very too just still never always often one two three ten hundred years days hours centuries people country town way side end
+good fine best last next first early late long short high low open free closed built made known seen found taken kept left lost""".split()
+
+
+def description(rng, name, city, mix):
     """One sentence about a sight. The words vary, so that repeating it is copying."""
+    if mix.prose and rng.random() < mix.prose:
+        return prose(rng)
     c = rng.choice
     adjective, crowd, look, verb, thing = c(lx.SENTENCE_ADJECTIVES), c(lx.CROWD), c(lx.LOOK_AT), c(lx.VERBS), c(lx.THINGS)
     made = lx.cap(lx.word(rng, 1, 3))
@@ -238,7 +260,7 @@ def sights_list(rng, city, mix):
     names = list(dict.fromkeys(lx.sight(rng) for _ in range(n)))
     shape = rng.random()
     between = ": " if shape < 0.7 else " - "
-    lines = [name if shape > 0.9 else name + between + description(rng, name, city) for name in names]
+    lines = [name if shape > 0.9 else name + between + description(rng, name, city, mix) for name in names]
     dot = ". " if rng.random() < 0.9 else ") "
     body = "\n".join(f"{k}{dot}{line}" for k, line in enumerate(lines, 1))
     c, adjective, look = rng.choice, rng.choice(lx.SENTENCE_ADJECTIVES), rng.choice(lx.LOOK_AT)
@@ -407,6 +429,8 @@ def make_dialog(rng, early, mix):
         skills, system = SKILLS, rng.choice(PLAIN_SYSTEMS).format(lx.topic(rng))
     else:
         skills = COPYING if early else SKILLS
+    if skills is SKILLS:
+        skills = [(skill, mix.list_item if skill is list_item else weight) for skill, weight in SKILLS]
     if system and r < 0.26:
         if rng.random() < 0.15:
             system = system.upper() if rng.random() < 0.2 else system.lower()
