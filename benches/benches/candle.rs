@@ -1,10 +1,6 @@
 //! The candle backend: each workload by criterion, then the marks, measured in turns.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a benchmark ends where it fails"
-)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark ends where it fails")]
 
 use benches::bandwidth::Bandwidth;
 use benches::marks::Marks;

@@ -39,11 +39,7 @@ impl Marks {
         let products = Products::new(&weights)?;
         let mut forward = Forward::new(weights, n_threads)?;
         let bandwidth = Bandwidth::new(n_threads);
-        let mut marks = Self {
-            n_threads,
-            read_bytes: bandwidth.bytes(),
-            ..Self::default()
-        };
+        let mut marks = Self { n_threads, read_bytes: bandwidth.bytes(), ..Self::default() };
         for round in 0..=rounds {
             let products = time(|| products.run())?;
             let prefill = time(|| forward.prefill())?;
@@ -83,12 +79,7 @@ impl Marks {
 impl fmt::Display for Marks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |times: &[Duration]| median(times) * 1e3;
-        writeln!(
-            f,
-            "{} threads, medians of {} rounds",
-            self.n_threads,
-            self.prefill.len()
-        )?;
+        writeln!(f, "{} threads, medians of {} rounds", self.n_threads, self.prefill.len())?;
         writeln!(
             f,
             "prefill 512: {:.1} ms; its products by candle's matmul: {:.1} ms; ratio {:.3} (at most 1.4)",

@@ -16,11 +16,7 @@ const HEADER: &str = "date,commit,cpu,threads,rustflags,rustc,candle,gemm,load,m
 ///
 /// Where the file cannot be written.
 pub fn append(path: &Path, marks: &Marks) -> Result<(), Error> {
-    let mut text = if path.exists() {
-        String::new()
-    } else {
-        HEADER.to_owned()
-    };
+    let mut text = if path.exists() { String::new() } else { HEADER.to_owned() };
     let fixed = [
         said("date", &["-u", "+%FT%TZ"]),
         said("git", &["describe", "--always", "--dirty", "--exclude=*"]),
@@ -53,10 +49,7 @@ pub fn append(path: &Path, marks: &Marks) -> Result<(), Error> {
 /// What a program prints; nothing where there is no such program.
 fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
-    output.map_or_else(
-        |_| String::new(),
-        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-    )
+    output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Linux only; empty elsewhere.
@@ -64,10 +57,7 @@ fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = info.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split(':').nth(1))
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
+        line.and_then(|line| line.split(':').nth(1)).unwrap_or_default().trim().to_owned()
     };
     let (name, family, model) = (field("model name"), field("cpu family"), field("model\t"));
     format!("{name} family {family} model {model}")

@@ -46,9 +46,7 @@ pub fn weights() -> Arc<RandomWeights> {
 #[must_use]
 pub fn decode_bytes() -> usize {
     let config = config();
-    let read = config
-        .tensors()
-        .filter(|(name, _)| name != "tok_embeddings.weight");
+    let read = config.tensors().filter(|(name, _)| name != "tok_embeddings.weight");
     read.map(|(_, shape)| shape.iter().product::<usize>() * 4).sum()
 }
 

@@ -20,11 +20,7 @@ use crate::tensors;
 /// What the attention of every layer has in common.
 #[derive(Debug)]
 pub(crate) enum Attention {
-    Host {
-        ctx: Arc<Context>,
-        shape: Shape,
-        rope: RopeTables,
-    },
+    Host { ctx: Arc<Context>, shape: Shape, rope: RopeTables },
     Tensors(tensors::Attention),
 }
 
@@ -39,13 +35,7 @@ impl Attention {
         match (self, cache) {
             (Self::Host { ctx, shape, rope }, LayerCache::Host(cache)) => {
                 let cache = RefCell::new(cache);
-                let op = Attend {
-                    ctx,
-                    shape,
-                    rope,
-                    spans,
-                    cache,
-                };
+                let op = Attend { ctx, shape, rope, spans, cache };
                 q.apply_op3_no_bwd(k, v, &op)
             }
             (Self::Tensors(attention), LayerCache::Tensors(slots)) => {
@@ -79,13 +69,7 @@ impl CustomOp3 for Attend<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
-        let Self {
-            ctx,
-            shape,
-            rope,
-            spans,
-            cache,
-        } = self;
+        let Self { ctx, shape, rope, spans, cache } = self;
         let (q, k, v) = (floats(q, q_layout)?, floats(k, k_layout)?, floats(v, v_layout)?);
         let mut cache = cache.borrow_mut(); // the operation is called once
         let HostCache { keys, values } = &mut **cache;

@@ -69,26 +69,14 @@ impl KvCache {
         n_slots: usize,
         device: &Device,
     ) -> Result<Self, BackendError> {
-        let zeros = || {
-            Tensor::zeros(
-                (shape.n_kv_heads, shape.max_seq_len, shape.head_dim),
-                DType::F32,
-                device,
-            )
-        };
+        let zeros =
+            || Tensor::zeros((shape.n_kv_heads, shape.max_seq_len, shape.head_dim), DType::F32, device);
         let slot = |_| {
             let (keys, values) = (zeros()?, zeros()?);
             Ok(SlotTensors { keys, values })
         };
-        let layer = |_| {
-            Ok(LayerCache::Tensors(
-                (0..n_slots).map(slot).collect::<candle_core::Result<_>>()?,
-            ))
-        };
-        let layers = (0..n_layers)
-            .map(layer)
-            .collect::<candle_core::Result<_>>()
-            .map_err(engine)?;
+        let layer = |_| Ok(LayerCache::Tensors((0..n_slots).map(slot).collect::<candle_core::Result<_>>()?));
+        let layers = (0..n_layers).map(layer).collect::<candle_core::Result<_>>().map_err(engine)?;
         Ok(Self { layers, shape })
     }
 
@@ -97,12 +85,7 @@ impl KvCache {
         if from == to || len == 0 {
             return Ok(());
         }
-        let Shape {
-            n_kv_heads,
-            max_seq_len,
-            head_dim,
-            ..
-        } = self.shape;
+        let Shape { n_kv_heads, max_seq_len, head_dim, .. } = self.shape;
         for layer in &mut self.layers {
             match layer {
                 LayerCache::Host(HostCache { keys, values }) => {

@@ -63,9 +63,7 @@ enum Place {
 impl Default for CandleBackend {
     /// The engine on the CPU.
     fn default() -> Self {
-        Self {
-            place: Place::Host(Isa::detect()),
-        }
+        Self { place: Place::Host(Isa::detect()) }
     }
 }
 
@@ -103,10 +101,7 @@ impl Backend for CandleBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            dtypes: DTYPES,
-            skipped_laws: &[],
-        }
+        Capabilities { dtypes: DTYPES, skipped_laws: &[] }
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -137,18 +132,14 @@ mod tests {
     mod scalar {
         use crate::{CandleBackend, Isa, Place};
 
-        llama_backend::conformance_tests!(CandleBackend {
-            place: Place::Host(Isa::Scalar)
-        });
+        llama_backend::conformance_tests!(CandleBackend { place: Place::Host(Isa::Scalar) });
     }
 
     /// The laws on candle's own operations, which devices use: here on the CPU.
     mod tensors {
         use crate::{CandleBackend, Place};
 
-        llama_backend::conformance_tests!(CandleBackend {
-            place: Place::Tensors(candle_core::Device::Cpu)
-        });
+        llama_backend::conformance_tests!(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) });
     }
 
     #[test]
@@ -158,17 +149,8 @@ mod tests {
                 continue;
             }
             let error = CandleBackend::new(device).unwrap_err();
-            assert!(matches!(
-                error,
-                BackendError::Unsupported {
-                    backend: "candle",
-                    ..
-                }
-            ));
-            assert!(
-                error.to_string().contains(&format!("feature `{feature}`")),
-                "{error}"
-            );
+            assert!(matches!(error, BackendError::Unsupported { backend: "candle", .. }));
+            assert!(error.to_string().contains(&format!("feature `{feature}`")), "{error}");
         }
     }
 }

@@ -85,13 +85,7 @@ impl Linear {
         match &self.weight {
             Weight::Host { ctx, dtype, bytes } => {
                 let (n_out, n_in) = (self.n_out, self.n_in);
-                x.apply_op1_no_bwd(&MatMul {
-                    ctx,
-                    dtype: *dtype,
-                    bytes,
-                    n_out,
-                    n_in,
-                })
+                x.apply_op1_no_bwd(&MatMul { ctx, dtype: *dtype, bytes, n_out, n_in })
             }
             Weight::Tensor(weight) => x.matmul(&weight.to_dtype(candle_core::DType::F32)?.t()?),
         }
@@ -150,10 +144,8 @@ impl Linear {
 
 /// A vector of weights as an f32 tensor, `[n]`: norms are small, and widened once.
 pub(crate) fn vector(ops: &Ops, dtype: DType, bytes: &WeightBytes) -> Result<Tensor> {
-    let widened: Vec<f32> = with_elements!(dtype, bytes, |weights| weights
-        .iter()
-        .map(|w| w.widen())
-        .collect());
+    let widened: Vec<f32> =
+        with_elements!(dtype, bytes, |weights| weights.iter().map(|w| w.widen()).collect());
     let n = widened.len();
     Tensor::from_vec(widened, n, ops.device())
 }
@@ -191,9 +183,7 @@ impl CustomOp1 for MatMul<'_> {
         }
         let x = floats(x, layout)?;
         let mut out = vec![0.0; n * self.n_out];
-        with_elements!(self.dtype, self.bytes, |weights| matmul::matmul(
-            self.ctx, x, weights, k, &mut out
-        ));
+        with_elements!(self.dtype, self.bytes, |weights| matmul::matmul(self.ctx, x, weights, k, &mut out));
         Ok((CpuStorage::F32(out), (n, self.n_out).into()))
     }
 }

@@ -34,23 +34,12 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     };
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
     let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(4)).unwrap_or(u64::MAX);
-    let ModelConfig {
-        dim,
-        n_layers,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        ffn_dim,
-        ..
-    } = *config;
+    let ModelConfig { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
 
     // Norms are kept as f32, whatever the matrices are.
     let norms = sum(&[product(&[2, n_layers, dim]), product(&[dim])]);
     let matrices = u128::from(config.n_params()).saturating_sub(norms);
-    let weights = sum(&[
-        matrices.saturating_mul(dtype.size() as u128),
-        norms.saturating_mul(4),
-    ]);
+    let weights = sum(&[matrices.saturating_mul(dtype.size() as u128), norms.saturating_mul(4)]);
 
     let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
     let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
@@ -144,18 +133,11 @@ fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendEr
     // The address space of a process: sizes below it can be computed with, and asking for them fails in good order.
     const LIMIT: u64 = 1 << 47;
     let plan = plan(config, DType::F32, params);
-    let sizes = [
-        ("n_slots * max_seq_len", plan.kv_cache),
-        ("max_batch_tokens", plan.scratch),
-    ];
+    let sizes = [("n_slots * max_seq_len", plan.kv_cache), ("max_batch_tokens", plan.scratch)];
     for (what, found) in sizes {
         if found > LIMIT {
             let found = format!("a size of {found} bytes");
-            return Err(BackendError::params(
-                what,
-                found,
-                format!("at most {LIMIT} bytes"),
-            ));
+            return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
         }
     }
     Ok(())
@@ -169,11 +151,7 @@ fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<Te
             file: checkpoint(),
             tensor: name.to_owned(),
             found: info.dtype.to_string(),
-            expected: DTYPES
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
+            expected: DTYPES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         });
     }
     if info.shape != expected {
@@ -200,12 +178,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn transformer(&self, config: &ModelConfig, attention: Attention) -> Result<Transformer, BackendError> {
-        let ModelConfig {
-            dim,
-            ffn_dim,
-            vocab_size,
-            ..
-        } = *config;
+        let ModelConfig { dim, ffn_dim, vocab_size, .. } = *config;
         let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
         let layer = |i: usize| {
             let name = |part: &str| format!("layers.{i}.{part}.weight");
@@ -223,9 +196,7 @@ impl Reader<'_> {
         };
         Ok(Transformer {
             tok_embeddings: self.linear("tok_embeddings.weight", vocab_size, dim)?,
-            layers: (0..config.n_layers)
-                .map(layer)
-                .collect::<Result<_, BackendError>>()?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
             norm: self.norm("norm.weight")?,
             output: self.linear("output.weight", vocab_size, dim)?,
             norm_eps: config.norm_eps,

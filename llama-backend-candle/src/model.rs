@@ -69,9 +69,7 @@ impl Model for CandleModel {
         self.slots.check(batch)?;
         let out = out.reset(batch.n_rows(), self.config.vocab_size);
         let (transformer, cache) = (&self.transformer, &mut self.cache);
-        self.pool
-            .install(|| transformer.forward(cache, batch, out))
-            .map_err(engine)?;
+        self.pool.install(|| transformer.forward(cache, batch, out)).map_err(engine)?;
         // Until here the new rows lie beyond every slot's length, where nobody reads.
         self.slots.advance(batch);
         Ok(())
@@ -119,10 +117,8 @@ impl Transformer {
     fn layer(&self, layer: &Layer, cache: &mut LayerCache, spans: &[Span], h: Tensor) -> Result<Tensor> {
         let ops = &self.ops;
         let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
-        let (q, (k, v)) = ops.join(
-            || layer.wq.forward(&x),
-            || ops.join(|| layer.wk.forward(&x), || layer.wv.forward(&x)),
-        )?;
+        let (q, (k, v)) =
+            ops.join(|| layer.wq.forward(&x), || ops.join(|| layer.wk.forward(&x), || layer.wv.forward(&x)))?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
         let h = (h + layer.wo.forward(&attended)?)?;
 
@@ -137,12 +133,7 @@ impl Transformer {
 fn spans(batch: &Batch<'_>) -> Vec<Span> {
     let mut first_row = 0;
     let span = |run: &llama_backend::Run<'_>| {
-        let span = Span {
-            slot: run.slot.0,
-            start_pos: run.start_pos,
-            first_row,
-            n_tokens: run.tokens.len(),
-        };
+        let span = Span { slot: run.slot.0, start_pos: run.start_pos, first_row, n_tokens: run.tokens.len() };
         first_row += run.tokens.len();
         span
     };

@@ -50,29 +50,20 @@ impl Attention {
 
     /// One run: `q: [n, n_heads * head_dim]`, `k`, `v`: `[n, n_kv_heads * head_dim]`.
     fn run(&self, slot: &SlotTensors, span: &Span, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let Shape {
-            n_kv_heads,
-            n_rep,
-            head_dim,
-            ..
-        } = self.shape;
+        let Shape { n_kv_heads, n_rep, head_dim, .. } = self.shape;
         let (n, start) = (span.n_tokens, span.start_pos);
         let len = start + n;
 
         let k = self.rotate(&k.reshape((n, n_kv_heads, head_dim))?, start)?;
         let v = v.reshape((n, n_kv_heads, head_dim))?;
         slot.keys.slice_set(&k.transpose(0, 1)?.contiguous()?, 1, start)?;
-        slot.values
-            .slice_set(&v.transpose(0, 1)?.contiguous()?, 1, start)?;
+        slot.values.slice_set(&v.transpose(0, 1)?.contiguous()?, 1, start)?;
         let keys = slot.keys.narrow(1, 0, len)?.contiguous()?; // [n_kv_heads, len, head_dim]
         let values = slot.values.narrow(1, 0, len)?.contiguous()?;
 
         // The query heads of a group are more rows for its one KV head: nothing is repeated.
         let q = self.rotate(&q.reshape((n, n_kv_heads * n_rep, head_dim))?, start)?;
-        let q = q
-            .transpose(0, 1)?
-            .contiguous()?
-            .reshape((n_kv_heads, n_rep * n, head_dim))?;
+        let q = q.transpose(0, 1)?.contiguous()?.reshape((n_kv_heads, n_rep * n, head_dim))?;
         let scores = (q.matmul(&keys.t()?)? / (head_dim as f64).sqrt())?;
         let scores = scores.reshape((n_kv_heads, n_rep, n, len))?;
         let probs = softmax(&scores.broadcast_add(&causal_mask(start, n, q.device())?)?)?;
@@ -84,15 +75,9 @@ impl Attention {
     /// Turns the heads of consecutive positions: `x: [n, heads, head_dim]`.
     fn rotate(&self, x: &Tensor, start_pos: usize) -> Result<Tensor> {
         let (n, heads, head_dim) = x.dims3()?;
-        let (cos, sin) = (
-            self.cos.narrow(0, start_pos, n)?,
-            self.sin.narrow(0, start_pos, n)?,
-        );
+        let (cos, sin) = (self.cos.narrow(0, start_pos, n)?, self.sin.narrow(0, start_pos, n)?);
         let pairs = x.contiguous()?.reshape((n, heads, head_dim / 2, 2))?;
-        let (x0, x1) = (
-            pairs.narrow(3, 0, 1)?.squeeze(3)?,
-            pairs.narrow(3, 1, 1)?.squeeze(3)?,
-        );
+        let (x0, x1) = (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?);
         let y0 = (x0.broadcast_mul(&cos)? - x1.broadcast_mul(&sin)?)?;
         let y1 = (x0.broadcast_mul(&sin)? + x1.broadcast_mul(&cos)?)?;
         Tensor::stack(&[y0, y1], 3)?.reshape((n, heads, head_dim))

@@ -73,9 +73,7 @@ fn random_file(config: ModelConfig) -> MappedFile {
 /// A line of /proc/self/status, in bytes.
 fn status(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kilobytes = line.unwrap().trim().strip_suffix(" kB").unwrap();
     kilobytes.parse::<u64>().unwrap() * 1024
 }
@@ -106,12 +104,7 @@ fn a_half_precision_model_is_in_memory_once() {
     let (prompt, next) = tokens.split_at(128);
     for (start_pos, tokens) in [(0, prompt), (128, next)] {
         let (slot, want) = (Slot(0), Want::Last);
-        let run = Run {
-            slot,
-            start_pos,
-            tokens,
-            want,
-        };
+        let run = Run { slot, start_pos, tokens, want };
         model.forward(&Batch::new(&[run]), &mut logits).unwrap();
         assert!(logits.as_slice().iter().all(|logit| logit.is_finite()));
     }
@@ -124,14 +117,7 @@ fn a_half_precision_model_is_in_memory_once() {
         println!("{field}: {found} bytes; less the KV cache, {share:.3} of the file's {file}");
         assert!(found <= limit, "{field} is {found}, expected at most {limit}");
         // All but the embeddings of tokens that did not occur.
-        assert!(
-            found >= file / 10 * 8,
-            "{field} is {found}: the weights were not read"
-        );
+        assert!(found >= file / 10 * 8, "{field} is {found}: the weights were not read");
     }
-    assert!(
-        plan.weights.abs_diff(file) < file / 1000,
-        "planned {}",
-        plan.weights
-    );
+    assert!(plan.weights.abs_diff(file) < file / 1000, "planned {}", plan.weights);
 }

@@ -60,10 +60,7 @@ impl ModelConfig {
             ]
             .map(|(name, shape)| (format!("layers.{layer}.{name}.weight"), shape))
         });
-        let embedding = (
-            "tok_embeddings.weight".to_owned(),
-            vec![self.vocab_size, self.dim],
-        );
+        let embedding = ("tok_embeddings.weight".to_owned(), vec![self.vocab_size, self.dim]);
         let last = [
             ("norm.weight".to_owned(), vec![self.dim]),
             ("output.weight".to_owned(), vec![self.vocab_size, self.dim]),
@@ -76,19 +73,14 @@ impl ModelConfig {
     pub fn n_params(&self) -> u64 {
         // Layers are alike: one is counted, so that a header that promises millions costs nothing.
         let with_layers = |n_layers| {
-            let config = Self {
-                n_layers,
-                ..self.clone()
-            };
+            let config = Self { n_layers, ..self.clone() };
             config.tensors().fold(0_u64, |sum, (_, shape)| {
                 let elements = shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d as u64));
                 sum.saturating_add(elements)
             })
         };
         let (outside, with_one) = (with_layers(0), with_layers(1));
-        (with_one - outside)
-            .saturating_mul(self.n_layers as u64)
-            .saturating_add(outside)
+        (with_one - outside).saturating_mul(self.n_layers as u64).saturating_add(outside)
     }
 
     /// Checks that the numbers make a transformer.
@@ -110,11 +102,7 @@ impl ModelConfig {
         ];
         for (what, found) in sizes {
             if !(1..=LIMIT).contains(&found) {
-                return Err(BackendError::config(
-                    what,
-                    found,
-                    format!("between 1 and {LIMIT}"),
-                ));
+                return Err(BackendError::config(what, found, format!("between 1 and {LIMIT}")));
             }
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
@@ -125,25 +113,13 @@ impl ModelConfig {
             return Err(BackendError::config("head_dim", self.head_dim, "an even number"));
         }
         if self.q_dim() > LIMIT {
-            return Err(BackendError::config(
-                "n_heads * head_dim",
-                self.q_dim(),
-                format!("at most {LIMIT}"),
-            ));
+            return Err(BackendError::config("n_heads * head_dim", self.q_dim(), format!("at most {LIMIT}")));
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return Err(BackendError::config(
-                "norm_eps",
-                self.norm_eps,
-                "a finite number, 0 or above",
-            ));
+            return Err(BackendError::config("norm_eps", self.norm_eps, "a finite number, 0 or above"));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(BackendError::config(
-                "rope_theta",
-                self.rope_theta,
-                "a finite number above 0",
-            ));
+            return Err(BackendError::config("rope_theta", self.rope_theta, "a finite number above 0"));
         }
         Ok(())
     }

@@ -45,9 +45,7 @@ impl FromStr for Device {
     type Err = ParseDeviceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = || ParseDeviceError {
-            found: text.to_owned(),
-        };
+        let unknown = || ParseDeviceError { found: text.to_owned() };
         let (kind, index) = text.split_once(':').unwrap_or((text, "0"));
         let index = index.parse().map_err(|_| unknown())?;
         match kind {

@@ -132,27 +132,16 @@ pub enum BackendError {
 impl BackendError {
     /// A [`BackendError::Config`].
     pub fn config(what: &'static str, found: impl Display, expected: impl Display) -> Self {
-        Self::Config {
-            what,
-            found: found.to_string(),
-            expected: expected.to_string(),
-        }
+        Self::Config { what, found: found.to_string(), expected: expected.to_string() }
     }
 
     /// A [`BackendError::Params`].
     pub fn params(what: &'static str, found: impl Display, expected: impl Display) -> Self {
-        Self::Params {
-            what,
-            found: found.to_string(),
-            expected: expected.to_string(),
-        }
+        Self::Params { what, found: found.to_string(), expected: expected.to_string() }
     }
 
     /// A [`BackendError::Engine`].
     pub fn engine(backend: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Engine {
-            backend,
-            source: source.into(),
-        }
+        Self::Engine { backend, source: source.into() }
     }
 }

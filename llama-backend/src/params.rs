@@ -27,19 +27,13 @@ impl LoadParams {
     /// Limits for `n_slots` sequences of `max_seq_len` positions, 512 tokens a forward pass, on all threads.
     #[must_use]
     pub fn new(max_seq_len: usize, n_slots: usize) -> Self {
-        Self {
-            max_seq_len,
-            n_slots,
-            max_batch_tokens: 512.max(n_slots),
-            threads: None,
-        }
+        Self { max_seq_len, n_slots, max_batch_tokens: 512.max(n_slots), threads: None }
     }
 
     /// The threads to compute on.
     #[must_use]
     pub fn n_threads(&self) -> usize {
-        self.threads
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// Checks that every limit is within bounds.
@@ -58,11 +52,7 @@ impl LoadParams {
         ];
         for (what, found) in limits {
             if !(1..=LIMIT).contains(&found) {
-                return Err(BackendError::params(
-                    what,
-                    found,
-                    format!("between 1 and {LIMIT}"),
-                ));
+                return Err(BackendError::params(what, found, format!("between 1 and {LIMIT}")));
             }
         }
         Ok(())
@@ -84,8 +74,6 @@ impl MemoryPlan {
     /// All of it, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights
-            .saturating_add(self.kv_cache)
-            .saturating_add(self.scratch)
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.scratch)
     }
 }

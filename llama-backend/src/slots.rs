@@ -32,10 +32,7 @@ impl Slots {
     ///
     /// [`BackendError::UnknownSlot`].
     pub fn len(&self, slot: Slot) -> Result<usize, BackendError> {
-        self.lens.get(slot.0).copied().ok_or(BackendError::UnknownSlot {
-            slot,
-            n_slots: self.lens.len(),
-        })
+        self.lens.get(slot.0).copied().ok_or(BackendError::UnknownSlot { slot, n_slots: self.lens.len() })
     }
 
     /// Whether every slot is free.
@@ -56,10 +53,7 @@ impl Slots {
         }
         let n_tokens = batch.n_tokens();
         if n_tokens > self.max_batch_tokens {
-            return Err(BackendError::BatchTooLarge {
-                n_tokens,
-                limit: self.max_batch_tokens,
-            });
+            return Err(BackendError::BatchTooLarge { n_tokens, limit: self.max_batch_tokens });
         }
         for (i, run) in batch.runs.iter().enumerate() {
             let slot = run.slot;
@@ -72,30 +66,14 @@ impl Slots {
                 return Err(BackendError::EmptyRun { slot });
             }
             if run.start_pos != len {
-                return Err(BackendError::NotContiguous {
-                    slot,
-                    start_pos: run.start_pos,
-                    len,
-                });
+                return Err(BackendError::NotContiguous { slot, start_pos: run.start_pos, len });
             }
             if run.end_pos() > self.max_seq_len {
                 let (end_pos, max_seq_len) = (run.end_pos(), self.max_seq_len);
-                return Err(BackendError::SlotFull {
-                    slot,
-                    end_pos,
-                    max_seq_len,
-                });
+                return Err(BackendError::SlotFull { slot, end_pos, max_seq_len });
             }
-            if let Some(&token) = run
-                .tokens
-                .iter()
-                .find(|token| token.0 as usize >= self.vocab_size)
-            {
-                return Err(BackendError::TokenOutOfRange {
-                    slot,
-                    token,
-                    vocab_size: self.vocab_size,
-                });
+            if let Some(&token) = run.tokens.iter().find(|token| token.0 as usize >= self.vocab_size) {
+                return Err(BackendError::TokenOutOfRange { slot, token, vocab_size: self.vocab_size });
             }
         }
         Ok(())

@@ -56,9 +56,7 @@ impl TensorInfo {
     /// The bytes of all elements; `None` where that is more than a `usize` holds.
     #[must_use]
     pub fn n_bytes(&self) -> Option<usize> {
-        self.shape
-            .iter()
-            .try_fold(self.dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
+        self.shape.iter().try_fold(self.dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
     }
 }
 
@@ -129,10 +127,7 @@ impl WeightBytes {
 impl From<Vec<u8>> for WeightBytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
-        Self {
-            owner: Arc::new(bytes),
-            range,
-        }
+        Self { owner: Arc::new(bytes), range }
     }
 }
 

@@ -21,9 +21,7 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 fn f32s(weights: &RandomWeights, name: &str) -> Result<Vec<f32>, WeightError> {
     let bytes = weights.bytes(name)?;
-    let elements = bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let elements = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     Ok(elements.collect())
 }
 
@@ -40,10 +38,7 @@ fn every_tensor_has_its_shape_and_the_same_bytes_each_time() {
             assert_eq!(bytes[..], weights.bytes(&name).unwrap()[..], "{name}");
             assert_eq!(bytes[..], kept.bytes(&name).unwrap()[..], "{name}");
             // Kept once means shared from then on.
-            assert_eq!(
-                kept.bytes(&name).unwrap().as_ptr(),
-                kept.bytes(&name).unwrap().as_ptr()
-            );
+            assert_eq!(kept.bytes(&name).unwrap().as_ptr(), kept.bytes(&name).unwrap().as_ptr());
         }
     }
 }
@@ -54,10 +49,7 @@ fn seeds_and_names_make_different_tensors() {
     let other = RandomWeights::new(config(), DType::F32, 4);
     let name = "layers.0.attention.wq.weight";
     assert_ne!(f32s(&weights, name).unwrap(), f32s(&other, name).unwrap());
-    assert_ne!(
-        f32s(&weights, name).unwrap(),
-        f32s(&weights, "layers.1.attention.wq.weight").unwrap()
-    );
+    assert_ne!(f32s(&weights, name).unwrap(), f32s(&weights, "layers.1.attention.wq.weight").unwrap());
 }
 
 #[test]
@@ -78,12 +70,7 @@ fn elements_are_as_wide_as_they_should_be() {
             "{name}: deviation {deviation}, expected {expected}"
         );
     }
-    assert!(
-        f32s(&weights, "norm.weight")
-            .unwrap()
-            .iter()
-            .all(|w| (0.75..1.25).contains(w))
-    );
+    assert!(f32s(&weights, "norm.weight").unwrap().iter().all(|w| (0.75..1.25).contains(w)));
 }
 
 #[test]
@@ -100,10 +87,8 @@ fn a_slice_is_what_stands_there_in_the_whole() {
 
         let mut columns = vec![0; 32 * 3 * size];
         weights.read_slice(name, 1, 4..7, &mut columns).unwrap();
-        let expected: Vec<u8> = whole
-            .chunks_exact(row)
-            .flat_map(|row| row[4 * size..7 * size].to_vec())
-            .collect();
+        let expected: Vec<u8> =
+            whole.chunks_exact(row).flat_map(|row| row[4 * size..7 * size].to_vec()).collect();
         assert_eq!(columns, expected);
 
         weights.read_slice(name, 1, 4..4, &mut []).unwrap();
@@ -115,34 +100,19 @@ fn slices_that_do_not_fit_are_refused() {
     let weights = RandomWeights::new(config(), DType::F32, 3);
     let mut out = [0; 32 * 4];
     let mut slice = |name: &str, dim, range| weights.read_slice(name, dim, range, &mut out);
-    assert!(matches!(
-        slice("norm.weight", 0, 0..31),
-        Err(WeightError::Slice { .. })
-    ));
-    assert!(matches!(
-        slice("norm.weight", 0, 1..33),
-        Err(WeightError::Slice { .. })
-    ));
-    assert!(matches!(
-        slice("norm.weight", 1, 0..1),
-        Err(WeightError::Slice { .. })
-    ));
+    assert!(matches!(slice("norm.weight", 0, 0..31), Err(WeightError::Slice { .. })));
+    assert!(matches!(slice("norm.weight", 0, 1..33), Err(WeightError::Slice { .. })));
+    assert!(matches!(slice("norm.weight", 1, 0..1), Err(WeightError::Slice { .. })));
     #[allow(clippy::reversed_empty_ranges, reason = "a range that a caller got wrong")]
     let reversed = slice("norm.weight", 0, 9..3);
     assert!(matches!(reversed, Err(WeightError::Slice { .. })));
-    assert!(matches!(
-        slice("rope.freqs", 0, 0..1),
-        Err(WeightError::Missing { .. })
-    ));
+    assert!(matches!(slice("rope.freqs", 0, 0..1), Err(WeightError::Missing { .. })));
     assert!(slice("norm.weight", 0, 0..32).is_ok());
 }
 
 #[test]
 fn activations_stay_tame_in_a_deep_model() {
-    let deep = ModelConfig {
-        n_layers: 24,
-        ..config()
-    };
+    let deep = ModelConfig { n_layers: 24, ..config() };
     let oracle = Oracle::new(&RandomWeights::new(deep, DType::F32, 5)).unwrap();
     let tokens: Vec<TokenId> = (0..8).map(TokenId).collect();
     let logits = oracle.logits(&tokens, 0).concat();

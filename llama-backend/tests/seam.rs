@@ -64,19 +64,10 @@ fn parameters_are_the_elements_of_all_tensors() {
             vocab_size: 1 + rng.below(100),
             ..llama_7b()
         };
-        let elements: usize = config
-            .tensors()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum();
+        let elements: usize = config.tensors().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         assert_eq!(config.n_params(), elements as u64, "{config:?}");
     }
-    let absurd = ModelConfig {
-        dim: usize::MAX,
-        n_layers: usize::MAX,
-        n_heads: 1,
-        head_dim: 2,
-        ..llama_7b()
-    };
+    let absurd = ModelConfig { dim: usize::MAX, n_layers: usize::MAX, n_heads: 1, head_dim: 2, ..llama_7b() };
     assert_eq!(absurd.n_params(), u64::MAX);
 }
 
@@ -117,41 +108,22 @@ fn limits_are_checked_one_by_one() {
     let mut params = LoadParams::new(4096, 4);
     assert!(params.validate().is_ok());
     params.threads = Some(0);
-    assert!(matches!(
-        params.validate(),
-        Err(BackendError::Params { what: "threads", .. })
-    ));
+    assert!(matches!(params.validate(), Err(BackendError::Params { what: "threads", .. })));
     let params = LoadParams::new(0, 4);
-    assert!(matches!(
-        params.validate(),
-        Err(BackendError::Params {
-            what: "max_seq_len",
-            ..
-        })
-    ));
+    assert!(matches!(params.validate(), Err(BackendError::Params { what: "max_seq_len", .. })));
     let params = LoadParams::new(4096, 0);
-    assert!(matches!(
-        params.validate(),
-        Err(BackendError::Params { what: "n_slots", .. })
-    ));
+    assert!(matches!(params.validate(), Err(BackendError::Params { what: "n_slots", .. })));
 }
 
 #[test]
 fn a_plan_sums_without_overflow() {
-    let plan = MemoryPlan {
-        weights: u64::MAX - 1,
-        kv_cache: 1,
-        scratch: 1,
-    };
+    let plan = MemoryPlan { weights: u64::MAX - 1, kv_cache: 1, scratch: 1 };
     assert_eq!(plan.total(), u64::MAX);
 }
 
 /// Slots for a vocabulary of 10, 3 slots of 8 positions, 6 tokens a batch.
 fn slots() -> Slots {
-    let config = ModelConfig {
-        vocab_size: 10,
-        ..llama_7b()
-    };
+    let config = ModelConfig { vocab_size: 10, ..llama_7b() };
     let mut params = LoadParams::new(8, 3);
     params.max_batch_tokens = 6;
     Slots::new(&config, &params)
@@ -174,12 +146,7 @@ fn a_batch_is_taken_if_and_only_if_it_keeps_every_rule() {
                 // Mostly right, sometimes one off.
                 let len = lens.get(slot).copied().unwrap_or(0);
                 let start_pos = [len, len, len, len + 1, len.saturating_sub(1)][rng.below(5)];
-                Run {
-                    slot: Slot(slot),
-                    start_pos,
-                    tokens,
-                    want: Want::Last,
-                }
+                Run { slot: Slot(slot), start_pos, tokens, want: Want::Last }
             })
             .collect();
         let batch = Batch::new(&runs);
@@ -212,12 +179,8 @@ fn a_batch_is_taken_if_and_only_if_it_keeps_every_rule() {
                     BackendError::NotContiguous { slot, start_pos, len } => {
                         len == lens[slot.0] && start_pos != len
                     }
-                    BackendError::SlotFull {
-                        end_pos, max_seq_len, ..
-                    } => end_pos > max_seq_len,
-                    BackendError::TokenOutOfRange {
-                        token, vocab_size, ..
-                    } => token.0 as usize >= vocab_size,
+                    BackendError::SlotFull { end_pos, max_seq_len, .. } => end_pos > max_seq_len,
+                    BackendError::TokenOutOfRange { token, vocab_size, .. } => token.0 as usize >= vocab_size,
                     other => panic!("{other:?} for {runs:?}"),
                 };
                 assert!(broken, "{error} for {runs:?}");
@@ -241,45 +204,20 @@ fn a_batch_is_taken_if_and_only_if_it_keeps_every_rule() {
 #[test]
 fn a_run_of_any_length_does_not_overflow() {
     let tokens = [TokenId(1)];
-    let runs = [Run {
-        slot: Slot(0),
-        start_pos: usize::MAX,
-        tokens: &tokens,
-        want: Want::Last,
-    }];
-    assert!(matches!(
-        slots().check(&Batch::new(&runs)),
-        Err(BackendError::NotContiguous { .. })
-    ));
+    let runs = [Run { slot: Slot(0), start_pos: usize::MAX, tokens: &tokens, want: Want::Last }];
+    assert!(matches!(slots().check(&Batch::new(&runs)), Err(BackendError::NotContiguous { .. })));
 }
 
 #[test]
 fn forks_and_truncations_stay_within_what_a_slot_holds() {
     let mut slots = slots();
     let tokens = [TokenId(1); 5];
-    let runs = [Run {
-        slot: Slot(1),
-        start_pos: 0,
-        tokens: &tokens,
-        want: Want::None,
-    }];
+    let runs = [Run { slot: Slot(1), start_pos: 0, tokens: &tokens, want: Want::None }];
     slots.advance(&Batch::new(&runs));
-    let beyond = |result| {
-        matches!(
-            result,
-            Err(BackendError::BeyondLength {
-                len: 5,
-                wanted: 6,
-                ..
-            })
-        )
-    };
+    let beyond = |result| matches!(result, Err(BackendError::BeyondLength { len: 5, wanted: 6, .. }));
     assert!(beyond(slots.truncate(Slot(1), 6)));
     assert!(beyond(slots.fork(Slot(1), Slot(0), 6)));
-    assert!(matches!(
-        slots.fork(Slot(1), Slot(3), 5),
-        Err(BackendError::UnknownSlot { .. })
-    ));
+    assert!(matches!(slots.fork(Slot(1), Slot(3), 5), Err(BackendError::UnknownSlot { .. })));
     slots.fork(Slot(1), Slot(0), 4).unwrap();
     slots.truncate(Slot(1), 0).unwrap();
     let lens = [0, 1, 2].map(|slot| slots.len(Slot(slot)).unwrap());
@@ -289,12 +227,7 @@ fn forks_and_truncations_stay_within_what_a_slot_holds() {
 #[test]
 fn rows_are_counted_by_want() {
     let tokens = [TokenId(1); 5];
-    let run = |slot, want| Run {
-        slot: Slot(slot),
-        start_pos: 0,
-        tokens: &tokens,
-        want,
-    };
+    let run = |slot, want| Run { slot: Slot(slot), start_pos: 0, tokens: &tokens, want };
     let runs = [run(0, Want::None), run(1, Want::Last), run(2, Want::All)];
     let batch = Batch::new(&runs);
     assert_eq!((batch.n_tokens(), batch.n_rows()), (15, 6));

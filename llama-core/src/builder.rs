@@ -236,13 +236,16 @@ impl LlamaBuilder {
         let mut weights = checkpoint.weights;
         let vocab_size = weights.config().vocab_size;
         if tokenizer.vocab_size() != vocab_size {
-            return Err(Error::VocabularyMismatch { tokenizer: tokenizer.vocab_size(), checkpoint: vocab_size });
+            return Err(Error::VocabularyMismatch {
+                tokenizer: tokenizer.vocab_size(),
+                checkpoint: vocab_size,
+            });
         }
         if let Some(dtype) = self.dtype {
-            weights = Cast::new(weights, dtype);
+            weights = Cast::wrap(weights, dtype);
         }
         if let Some(progress) = self.progress {
-            weights = Watched::new(weights, progress);
+            weights = Watched::wrap(weights, progress);
         }
         let config = weights.config().clone();
         let params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);

@@ -26,7 +26,9 @@ pub enum Error {
     #[error("no checkpoint was given: call `checkpoint(path)` before `build()`")]
     NoCheckpoint,
     /// No tokenizer was given and none lies beside the checkpoint.
-    #[error("no tokenizer.model or tokenizer.json lies beside the checkpoint: call `tokenizer(path)` before `build()`")]
+    #[error(
+        "no tokenizer.model or tokenizer.json lies beside the checkpoint: call `tokenizer(path)` before `build()`"
+    )]
     NoTokenizer,
     /// The tokenizer belongs to another model.
     #[error("the tokenizer has {tokenizer} tokens, the checkpoint {checkpoint}: they do not belong together")]
@@ -55,7 +57,9 @@ pub enum Error {
         expected: String,
     },
     /// `max_seq_len` above what the checkpoint was trained for.
-    #[error("max_seq_len is {found}, but the checkpoint allows {limit} (Llama::builder().context_limit(n) allows more)")]
+    #[error(
+        "max_seq_len is {found}, but the checkpoint allows {limit} (Llama::builder().context_limit(n) allows more)"
+    )]
     MaxSeqLen {
         /// The `max_seq_len` asked for.
         found: usize,
@@ -85,7 +89,9 @@ pub enum Error {
         limit: usize,
     },
     /// A token that the model does not have.
-    #[error("token {token} at position {position} of prompt {row} is not below the vocabulary's size {vocab_size}")]
+    #[error(
+        "token {token} at position {position} of prompt {row} is not below the vocabulary's size {vocab_size}"
+    )]
     TokenOutOfRange {
         /// The prompt's place in the call.
         row: usize,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use llama_backend::{ModelConfig, TokenId};
 
 use crate::generate::{Engine, Event, FinishReason, GenerateError, Request, Submission, Usage};
-use crate::options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
+use crate::options::{
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions,
+};
 use crate::sampler::SamplingOptions;
 use crate::stream::ChatStream;
 use crate::tokenizer::Tokenizer;

@@ -31,7 +31,10 @@ pub struct ChatStream {
 
 #[derive(Debug)]
 enum State {
-    Running { submission: Submission, detokenizer: Detokenizer },
+    Running {
+        submission: Submission,
+        detokenizer: Detokenizer,
+    },
     /// Its last text was given: what is left is how it ended.
     Ending(FinishReason),
     Refused,

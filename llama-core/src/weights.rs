@@ -17,7 +17,7 @@ pub(crate) struct Cast {
 }
 
 impl Cast {
-    pub(crate) fn new(inner: Arc<dyn WeightSource>, dtype: DType) -> Arc<dyn WeightSource> {
+    pub(crate) fn wrap(inner: Arc<dyn WeightSource>, dtype: DType) -> Arc<dyn WeightSource> {
         Arc::new(Self { inner, dtype })
     }
 
@@ -91,7 +91,13 @@ impl WeightSource for Cast {
         Ok(out.into())
     }
 
-    fn read_slice(&self, name: &str, dim: usize, range: Range<usize>, out: &mut [u8]) -> Result<(), WeightError> {
+    fn read_slice(
+        &self,
+        name: &str,
+        dim: usize,
+        range: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightError> {
         let Some(from) = self.from(name)? else {
             return self.inner.read_slice(name, dim, range, out);
         };
@@ -134,7 +140,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn new(inner: Arc<dyn WeightSource>, progress: Progress) -> Arc<dyn WeightSource> {
+    pub(crate) fn wrap(inner: Arc<dyn WeightSource>, progress: Progress) -> Arc<dyn WeightSource> {
         let sizes = inner.config().tensors().filter_map(|(name, _)| inner.info(&name).ok()?.n_bytes());
         let total = sizes.map(|bytes| bytes as u64).sum();
         Arc::new(Self { inner, progress, done: AtomicU64::new(0), total })
@@ -163,7 +169,13 @@ impl WeightSource for Watched {
         Ok(bytes)
     }
 
-    fn read_slice(&self, name: &str, dim: usize, range: Range<usize>, out: &mut [u8]) -> Result<(), WeightError> {
+    fn read_slice(
+        &self,
+        name: &str,
+        dim: usize,
+        range: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightError> {
         self.inner.read_slice(name, dim, range, out)?;
         self.report(out.len());
         Ok(())

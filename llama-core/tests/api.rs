@@ -1,5 +1,7 @@
 //! The API's promises that need no golden file: what is refused, what is shared, what depends on what.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use llama_backend::{
 };
 use llama_core::tokenizer::Tokenizer;
 use llama_core::{
-    ChatOptions, CompletionOptions, DType, Dialog, Device, Error, FinishReason, GenerationOptions, Llama,
+    ChatOptions, CompletionOptions, DType, Device, Dialog, Error, FinishReason, GenerationOptions, Llama,
     LlamaBuilder, Message, ModelConfig, REFUSAL, StreamEvent, TokenId,
 };
 
@@ -99,7 +101,10 @@ fn a_builder_checks_its_choices_before_it_loads() {
     assert!(matches!(refused(builder().max_seq_len(0)), Error::Option { option: "max_seq_len", .. }));
     assert!(matches!(refused(builder().max_seq_len(4097)), Error::MaxSeqLen { found: 4097, limit: 4096 }));
     assert!(matches!(refused(builder().device(Device::Cuda(0))), Error::Option { option: "device", .. }));
-    assert!(matches!(refused(builder().threads(0)), Error::Backend(BackendError::Params { what: "threads", .. })));
+    assert!(matches!(
+        refused(builder().threads(0)),
+        Error::Backend(BackendError::Params { what: "threads", .. })
+    ));
     builder().max_seq_len(4097).context_limit(5000).build().unwrap();
     let error = refused(Llama::builder().checkpoint("/nowhere"));
     assert!(matches!(error, Error::Checkpoint(_)), "{error}");
@@ -111,7 +116,8 @@ fn a_prompt_that_leaves_no_room_fails_the_whole_call_before_any_compute() {
     let llama = llama();
     let full: Vec<TokenId> = (0..64).map(|i| TokenId(3 + i)).collect();
     let prompts = [vec![TokenId(1)], full];
-    let options = GenerationOptions { max_gen_len: Some(1), logprobs: true, echo: true, ..Default::default() };
+    let options =
+        GenerationOptions { max_gen_len: Some(1), logprobs: true, echo: true, ..Default::default() };
     let error = llama.generate(&prompts, &options).unwrap_err();
     assert!(matches!(error, Error::ContextOverflow { row: 1, prompt: 64, limit: 64 }), "{error}");
     assert!(error.is_context_overflow());
@@ -129,7 +135,10 @@ fn an_answer_does_not_depend_on_its_neighbours_or_its_place() {
     let options = ChatOptions { logprobs: true, ..chat_options() };
     let together = llama.chat_completion(&dialogs, &options).unwrap();
     for i in [0, 1, 3] {
-        assert_eq!(llama.chat_completion(&dialogs[i..=i], &options).unwrap()[0].generation, together[i].generation);
+        assert_eq!(
+            llama.chat_completion(&dialogs[i..=i], &options).unwrap()[0].generation,
+            together[i].generation
+        );
     }
     let reversed: Vec<Dialog> = dialogs.iter().rev().cloned().collect();
     let backwards = llama.chat_completion(&reversed, &options).unwrap();
@@ -153,7 +162,10 @@ fn a_refused_dialog_costs_nothing_and_counts_for_nothing() {
     assert_eq!(answers[0].generation, Message::assistant(REFUSAL));
     assert_eq!(answers[0].finish_reason, FinishReason::Refused);
     assert_eq!(answers[0].usage.prompt_tokens + answers[0].usage.completion_tokens, 0);
-    assert_eq!((answers[0].tokens.as_deref(), answers[0].logprobs.as_deref()), (Some(&[][..]), Some(&[][..])));
+    assert_eq!(
+        (answers[0].tokens.as_deref(), answers[0].logprobs.as_deref()),
+        (Some(&[][..]), Some(&[][..]))
+    );
     assert_eq!(answers[1], llama.chat_completion(&dialogs[1..], &options).unwrap()[0]);
     let events: Vec<_> = llama.chat_stream(&dialogs[0], &options).unwrap().map(Result::unwrap).collect();
     assert_eq!(events[0], StreamEvent::Text(REFUSAL.to_owned()));
@@ -166,7 +178,8 @@ fn a_stream_is_the_answer_in_pieces() {
     let llama = llama();
     for seed in 0..8 {
         let dialog = Dialog::new("Tell me something.");
-        let options = ChatOptions { seed: Some(seed), temperature: 1.5, max_gen_len: Some(20), ..Default::default() };
+        let options =
+            ChatOptions { seed: Some(seed), temperature: 1.5, max_gen_len: Some(20), ..Default::default() };
         let whole = llama.chat_completion(std::slice::from_ref(&dialog), &options).unwrap().remove(0);
         let mut text = String::new();
         let mut end = None;

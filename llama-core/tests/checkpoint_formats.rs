@@ -18,29 +18,11 @@ fn open(name: &str) -> Option<Checkpoint> {
 fn elements(weights: &Arc<dyn WeightSource>, name: &str) -> Vec<f32> {
     let bytes = weights.bytes(name).unwrap();
     let dtype = weights.info(name).unwrap().dtype;
-    assert!(
-        bytes.as_ptr().addr().is_multiple_of(dtype.size()),
-        "{name} is aligned"
-    );
+    assert!(bytes.as_ptr().addr().is_multiple_of(dtype.size()), "{name} is aligned");
     match dtype {
-        DType::F32 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect(),
-        DType::F16 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| half::f16::from_le_bytes(*b).to_f32())
-            .collect(),
-        DType::BF16 => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| half::bf16::from_le_bytes(*b).to_f32())
-            .collect(),
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        DType::BF16 => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
         other => panic!("{other}"),
     }
 }
@@ -55,10 +37,7 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint) {
     let (a, b) = (a.weights(), b.weights());
     for name in names(a.config()) {
         assert_eq!(a.info(&name).unwrap(), b.info(&name).unwrap(), "{name}");
-        assert!(
-            a.bytes(&name).unwrap()[..] == b.bytes(&name).unwrap()[..],
-            "{name} differs"
-        );
+        assert!(a.bytes(&name).unwrap()[..] == b.bytes(&name).unwrap()[..], "{name} differs");
     }
 }
 
@@ -72,10 +51,7 @@ fn assert_rounded(a: &Checkpoint, b: &Checkpoint, dtype: DType, tolerance: f32) 
         assert_eq!(a.len(), b.len());
         for (a, b) in a.iter().zip(&b) {
             // The smallest normal f16 is 6e-5: below it, rounding is absolute.
-            assert!(
-                (a - b).abs() <= tolerance * a.abs() + 3e-8,
-                "{name}: {a} became {b}"
-            );
+            assert!((a - b).abs() <= tolerance * a.abs() + 3e-8, "{name}: {a} became {b}");
         }
     }
 }
@@ -87,23 +63,13 @@ fn meta_reads_the_shape_and_every_tensor() {
     assert_eq!(plain.max_seq_len(), None);
     assert!(plain.tokenizer_path().unwrap().ends_with("tokenizer.model"));
     let config = plain.config();
-    assert_eq!(
-        (config.dim, config.n_layers, config.n_heads, config.n_kv_heads),
-        (64, 5, 8, 4)
-    );
-    assert_eq!(
-        (config.head_dim, config.ffn_dim, config.vocab_size),
-        (8, 172, 512)
-    );
+    assert_eq!((config.dim, config.n_layers, config.n_heads, config.n_kv_heads), (64, 5, 8, 4));
+    assert_eq!((config.head_dim, config.ffn_dim, config.vocab_size), (8, 172, 512));
     let weights = plain.weights();
     for (name, shape) in config.tensors() {
         let info = weights.info(&name).unwrap();
         assert_eq!((info.dtype, &info.shape), (DType::F32, &shape), "{name}");
-        assert_eq!(
-            Some(weights.bytes(&name).unwrap().len()),
-            info.n_bytes(),
-            "{name}"
-        );
+        assert_eq!(Some(weights.bytes(&name).unwrap().len()), info.n_bytes(), "{name}");
         assert!(elements(&weights, &name).iter().all(|x| x.is_finite()), "{name}");
     }
 }
@@ -126,13 +92,8 @@ fn model_parallel_shards_join_to_the_whole() {
 #[test]
 fn variants_of_pth_hold_the_same_tensors() {
     let Some(plain) = open("stories260K") else { return };
-    for name in [
-        "tied-storage",
-        "flat-storage-ordereddict",
-        "strided",
-        "parameters-no-rope",
-        "legacy-format",
-    ] {
+    for name in ["tied-storage", "flat-storage-ordereddict", "strided", "parameters-no-rope", "legacy-format"]
+    {
         let Some(variant) = open(&format!("stories260K-pth-variants/{name}")) else {
             return;
         };
@@ -143,10 +104,7 @@ fn variants_of_pth_hold_the_same_tensors() {
 #[test]
 fn half_precision_pth_holds_the_rounded_tensors() {
     let Some(plain) = open("stories260K") else { return };
-    for (name, dtype, tolerance) in [
-        ("bf16", DType::BF16, 1.0 / 256.0),
-        ("f16", DType::F16, 1.0 / 2048.0),
-    ] {
+    for (name, dtype, tolerance) in [("bf16", DType::BF16, 1.0 / 256.0), ("f16", DType::F16, 1.0 / 2048.0)] {
         let Some(half) = open(&format!("stories260K-pth-variants/{name}")) else {
             return;
         };
@@ -208,9 +166,7 @@ fn tied_embeddings_share_their_bytes() {
     };
     assert_eq!(tied.max_seq_len(), Some(512));
     let weights = tied.weights();
-    let (embedding, output) = (
-        weights.bytes("tok_embeddings.weight").unwrap(),
-        weights.bytes("output.weight").unwrap(),
-    );
+    let (embedding, output) =
+        (weights.bytes("tok_embeddings.weight").unwrap(), weights.bytes("output.weight").unwrap());
     assert_eq!(embedding.as_ptr(), output.as_ptr());
 }

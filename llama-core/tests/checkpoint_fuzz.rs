@@ -74,11 +74,7 @@ fn in_little_memory(cases: impl FnOnce() -> usize) {
     println!("{opened} of the damaged files still open");
     if let (Some(before), Some(after)) = (before, peak_memory()) {
         // Threads of other tests take 64 MiB of address space each for their heaps.
-        assert!(
-            after - before < 1 << 20,
-            "{} KiB of address space were taken",
-            after - before
-        );
+        assert!(after - before < 1 << 20, "{} KiB of address space were taken", after - before);
     }
 }
 

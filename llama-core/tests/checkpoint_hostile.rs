@@ -52,11 +52,7 @@ fn later_protocols_and_attributes_are_read() {
     let pickle = pth::pickle(&entries);
     // Protocol 4: a frame, names from the stack, each remembered.
     let mut modern = replace(&pickle, b"\x80\x02", b"\x80\x04\x95\0\0\0\0\0\0\0\0");
-    for name in [
-        "torch._utils._rebuild_tensor_v2",
-        "torch.FloatStorage",
-        "collections.OrderedDict",
-    ] {
+    for name in ["torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "collections.OrderedDict"] {
         let short = |text: &str| [&[0x8c, text.len() as u8], text.as_bytes(), &[0x94]].concat();
         let (module, function) = name.rsplit_once('.').unwrap();
         let call = [short(module), short(function), vec![0x93, 0x94]].concat();
@@ -75,13 +71,9 @@ fn later_protocols_and_attributes_are_read() {
 
 #[test]
 fn nothing_in_a_pickle_runs() {
-    for name in [
-        "os.system",
-        "builtins.eval",
-        "torch.load",
-        "torch._utils._rebuild_qtensor",
-        "collections.Counter",
-    ] {
+    for name in
+        ["os.system", "builtins.eval", "torch.load", "torch._utils._rebuild_qtensor", "collections.Counter"]
+    {
         let mut call = b"\x80\x02".to_vec();
         call.extend(pth::global(name));
         call.extend(pth::string("echo hacked"));
@@ -94,12 +86,7 @@ fn nothing_in_a_pickle_runs() {
         assert!(error.to_string().contains(name) && !error.is_malformed());
         // The same by STACK_GLOBAL, as protocol 4 writes it.
         let (module, function) = name.rsplit_once('.').unwrap();
-        let pickle = [
-            b"\x80\x04".to_vec(),
-            pth::string(module),
-            pth::string(function),
-            b"\x93.".to_vec(),
-        ];
+        let pickle = [b"\x80\x04".to_vec(), pth::string(module), pth::string(function), b"\x93.".to_vec()];
         let error = with_pickle(pickle.concat());
         assert!(error.to_string().contains(name), "{error}");
     }
@@ -116,19 +103,10 @@ fn pickles_that_exhaust_or_loop_are_errors() {
         ("marks", b"(".repeat(900_000)),
         ("endless", b")0".repeat(2_000_000)),
         ("a list in itself", b"\x80\x02]q\x00h\x00a.".to_vec()),
-        (
-            "a dictionary in itself",
-            b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.".to_vec(),
-        ),
+        ("a dictionary in itself", b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.".to_vec()),
         ("a long of 4 GB", b"\x80\x02\x8b\xff\xff\xff\x7f".to_vec()),
-        (
-            "a long of 255 bytes",
-            [b"\x8a\xff".to_vec(), vec![1; 255]].concat(),
-        ),
-        (
-            "a string of 2^63 bytes",
-            b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f".to_vec(),
-        ),
+        ("a long of 255 bytes", [b"\x8a\xff".to_vec(), vec![1; 255]].concat()),
+        ("a string of 2^63 bytes", b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f".to_vec()),
         ("a string of 4 GB", b"X\xff\xff\xff\xff".to_vec()),
         ("a memo at 2^32 - 1", b"Nr\xff\xff\xff\xff.".to_vec()),
         ("no memo", b"h\x07.".to_vec()),
@@ -141,10 +119,7 @@ fn pickles_that_exhaust_or_loop_are_errors() {
         ("nothing", Vec::new()),
         ("a number", b"K\x01.".to_vec()),
         ("an unknown instruction", b"\xff.".to_vec()),
-        (
-            "a name without an end",
-            [b"c".to_vec(), vec![b'a'; 5000]].concat(),
-        ),
+        ("a name without an end", [b"c".to_vec(), vec![b'a'; 5000]].concat()),
         ("calling a list", b"])R.".to_vec()),
         ("a reference to nothing", b"NQ.".to_vec()),
     ];
@@ -186,10 +161,7 @@ fn tensors_outside_their_storage_are_errors() {
         ("an offset", with_entry(name, |e| e.offset = 1)),
         ("a huge offset", with_entry(name, |e| e.offset = usize::MAX)),
         ("a stride", with_entry(name, |e| e.strides = vec![9, 1])),
-        (
-            "a huge stride",
-            with_entry(name, |e| e.strides = vec![usize::MAX; 2]),
-        ),
+        ("a huge stride", with_entry(name, |e| e.strides = vec![usize::MAX; 2])),
         ("too few strides", with_entry(name, |e| e.strides = vec![8])),
         ("a short storage", with_entry(name, |e| e.n = 65)),
         ("an absurd storage", with_entry(name, |e| e.n = usize::MAX / 2)),
@@ -221,19 +193,10 @@ fn wrong_tensors_are_named() {
         e.shape = vec![24, 8];
         e.strides = vec![8, 1];
     });
-    let CheckpointError::Weights(WeightError::Shape {
-        tensor,
-        found,
-        expected,
-        ..
-    }) = &error
-    else {
+    let CheckpointError::Weights(WeightError::Shape { tensor, found, expected, .. }) = &error else {
         panic!("{error}")
     };
-    assert_eq!(
-        (&**tensor, &**found, &**expected),
-        (name, &[24, 8][..], &[8, 24][..])
-    );
+    assert_eq!((&**tensor, &**found, &**expected), (name, &[24, 8][..], &[8, 24][..]));
     assert!(error.to_string().contains("consolidated.00.pth"));
     // An integer type of the same size.
     let error = with_entry(name, |e| e.class = "IntStorage");
@@ -289,10 +252,7 @@ fn archives_that_lie_are_errors() {
     assert!(matches!(put(8, &[1, 0]), ArchiveError::NotStored { .. }));
     for (what, error) in [
         ("size", put(24, &[0xfe, 0xff, 0xff, 0xff])),
-        (
-            "both sizes",
-            put(20, &[0xfe, 0xff, 0xff, 0x7f, 0xfe, 0xff, 0xff, 0x7f]),
-        ),
+        ("both sizes", put(20, &[0xfe, 0xff, 0xff, 0x7f, 0xfe, 0xff, 0xff, 0x7f])),
         ("zip64 without a field", put(24, &[0xff; 4])),
         ("offset", put(42, &[0xfe, 0xff, 0xff, 0xff])),
         ("offset of another entry", put(42, &[1, 0, 0, 0])),
@@ -321,9 +281,7 @@ fn overlapping_and_repeated_entries_are_errors() {
         ("data/b".to_owned(), vec![0; 64]),
     ];
     let file = pth::archive(&entries, CompressionMethod::Stored);
-    let records: Vec<_> = (0..file.len() - 4)
-        .filter(|&at| file[at..].starts_with(b"PK\x01\x02"))
-        .collect();
+    let records: Vec<_> = (0..file.len() - 4).filter(|&at| file[at..].starts_with(b"PK\x01\x02")).collect();
     let [_, a, b] = *records else { panic!() };
 
     // The first storage says that it is longer than the room before the second.
@@ -347,21 +305,13 @@ fn overlapping_and_repeated_entries_are_errors() {
 
 #[test]
 fn other_files_are_recognised_as_such() {
-    for content in [
-        &b""[..],
-        b"PK",
-        b"version https://git-lfs.github.com/spec/v1",
-        &[0; 4096],
-        b"\x80\x02.",
-    ] {
+    for content in [&b""[..], b"PK", b"version https://git-lfs.github.com/spec/v1", &[0; 4096], b"\x80\x02."]
+    {
         let error = archive_error(content.to_vec());
         assert!(matches!(error, ArchiveError::NotPyTorch { .. }), "{error}");
     }
     let mut big = vec![("byteorder".to_owned(), b"big".to_vec())];
     big.push(("data.pkl".to_owned(), pth::pickle(&pth::entries())));
     let error = archive_error(pth::archive(&big, CompressionMethod::Stored));
-    assert!(
-        matches!(&error, ArchiveError::ByteOrder { found } if found == "big"),
-        "{error}"
-    );
+    assert!(matches!(&error, ArchiveError::ByteOrder { found } if found == "big"), "{error}");
 }

@@ -36,24 +36,15 @@ fn a_complete_folder_is_recognised() {
     let opened = checkpoint::open(meta.path()).unwrap();
     assert!(opened.tokenizer_path().unwrap().ends_with("tokenizer.json"));
 
-    let files = [
-        ("config.json", CONFIG.as_bytes()),
-        ("model.safetensors", &safetensors(&TENSORS)),
-    ];
+    let files = [("config.json", CONFIG.as_bytes()), ("model.safetensors", &safetensors(&TENSORS))];
     let opened = checkpoint::open(folder(&files).path()).unwrap();
-    assert_eq!(
-        (opened.format(), opened.max_seq_len()),
-        (Format::HuggingFace, Some(16))
-    );
+    assert_eq!((opened.format(), opened.max_seq_len()), (Format::HuggingFace, Some(16)));
 }
 
 #[test]
 fn folders_without_a_checkpoint_say_what_is_missing() {
     let nowhere = checkpoint::open("/nonexistent/llama").unwrap_err();
-    assert!(
-        matches!(nowhere, CheckpointError::Io { .. }) && nowhere.is_not_found(),
-        "{nowhere}"
-    );
+    assert!(matches!(nowhere, CheckpointError::Io { .. }) && nowhere.is_not_found(), "{nowhere}");
     let empty = error(&[("pytorch_model.bin", b"")]);
     assert!(matches!(empty, CheckpointError::NoCheckpoint { .. }) && empty.is_not_found());
     assert!(empty.to_string().contains("pytorch_model.bin"), "{empty}");
@@ -64,10 +55,7 @@ fn folders_without_a_checkpoint_say_what_is_missing() {
         (vec![("consolidated.00.pth", &*model)], "params.json"),
         (vec![("config.json", CONFIG.as_bytes())], "model.safetensors"),
         (vec![("model.safetensors", b"".as_slice())], "config.json"),
-        (
-            vec![("model.safetensors.index.json", b"{}".as_slice())],
-            "config.json",
-        ),
+        (vec![("model.safetensors.index.json", b"{}".as_slice())], "config.json"),
     ] {
         let error = error(&files);
         assert!(
@@ -89,21 +77,11 @@ fn two_checkpoints_in_one_folder_are_an_error() {
     let pth = pth::model();
     let model = safetensors(&TENSORS);
     for files in [
-        vec![
-            PARAMS,
-            ("consolidated.00.pth", &*pth),
-            ("model.safetensors", &model),
-        ],
-        vec![
-            ("model.safetensors", &*model),
-            ("model.safetensors.index.json", b"{}"),
-        ],
+        vec![PARAMS, ("consolidated.00.pth", &*pth), ("model.safetensors", &model)],
+        vec![("model.safetensors", &*model), ("model.safetensors.index.json", b"{}")],
     ] {
         let error = error(&[files, vec![("config.json", CONFIG.as_bytes())]].concat());
-        assert!(
-            matches!(&error, CheckpointError::Ambiguous { found, .. } if found.len() == 2),
-            "{error}"
-        );
+        assert!(matches!(&error, CheckpointError::Ambiguous { found, .. } if found.len() == 2), "{error}");
     }
 }
 
@@ -184,10 +162,6 @@ fn storages_beyond_4_gib_are_found() {
 
 fn assert_same(a: &checkpoint::Checkpoint, b: &checkpoint::Checkpoint) {
     for (name, _) in a.config().tensors() {
-        assert_eq!(
-            a.weights().bytes(&name).unwrap()[..],
-            b.weights().bytes(&name).unwrap()[..],
-            "{name}"
-        );
+        assert_eq!(a.weights().bytes(&name).unwrap()[..], b.weights().bytes(&name).unwrap()[..], "{name}");
     }
 }

@@ -36,10 +36,7 @@ fn a_joined_model_is_in_memory_once() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("params.json"), pth::PARAMS).unwrap();
     let mut content = vec![("data.pkl".to_owned(), pth::pickle(&half))];
-    content.extend(
-        half.iter()
-            .map(|entry| (format!("data/{}", entry.key), vec![1; entry.n * 4])),
-    );
+    content.extend(half.iter().map(|entry| (format!("data/{}", entry.key), vec![1; entry.n * 4])));
     let shard = pth::archive(&content, zip::CompressionMethod::Stored);
     for name in ["consolidated.00.pth", "consolidated.01.pth"] {
         fs::write(dir.path().join(name), &shard).unwrap();
@@ -51,11 +48,7 @@ fn a_joined_model_is_in_memory_once() {
     let opened = checkpoint::open(dir.path()).unwrap();
     let mapped = resident().saturating_sub(before);
     let weights = opened.weights();
-    let tensors: Vec<_> = opened
-        .config()
-        .tensors()
-        .map(|(name, _)| weights.bytes(&name).unwrap())
-        .collect();
+    let tensors: Vec<_> = opened.config().tensors().map(|(name, _)| weights.bytes(&name).unwrap()).collect();
     let held = resident().saturating_sub(before);
     println!("{model_size} bytes of shards; {mapped} resident when opened, {held} when joined");
     assert!(tensors.iter().map(|bytes| bytes.len() as u64).sum::<u64>() > model_size * 9 / 10);

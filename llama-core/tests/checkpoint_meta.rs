@@ -29,9 +29,7 @@ fn shards_must_agree() {
     let joined = checkpoint::from_bytes(PARAMS.as_bytes(), [shard.clone(), shard.clone()]);
     assert!(joined.is_ok());
     let error = checkpoint::from_bytes(PARAMS.as_bytes(), [shard.clone(), pth::model()]).unwrap_err();
-    let CheckpointError::Weights(WeightError::Shape { file, .. }) = &error else {
-        panic!("{error}")
-    };
+    let CheckpointError::Weights(WeightError::Shape { file, .. }) = &error else { panic!("{error}") };
     assert!(file.ends_with("consolidated.01.pth"));
     let error = checkpoint::from_bytes(PARAMS.as_bytes(), [shard.clone(), shard.clone(), shard]).unwrap_err();
     assert!(matches!(error, CheckpointError::Shards { .. }), "{error}");
@@ -54,21 +52,13 @@ fn params_that_make_no_model_are_named() {
         (r#""n_heads": 2"#, r#""n_heads": 3"#, "n_heads"),
         (r#""n_kv_heads": 1"#, r#""n_kv_heads": [1]"#, "n_kv_heads"),
         (r#""n_layers": 1"#, r#""n_layer": 1"#, "n_layers"),
-        (
-            r#""norm_eps": 1e-05"#,
-            "\"norm_eps\":\n  NaN , \"ffn_dim_multiplier\": 1",
-            "norm_eps",
-        ),
+        (r#""norm_eps": 1e-05"#, "\"norm_eps\":\n  NaN , \"ffn_dim_multiplier\": 1", "norm_eps"),
         (r#""norm_eps": 1e-05"#, r#""norm_eps": -Infinity"#, "norm_eps"),
         (r#""norm_eps": 1e-05"#, r#""norm_eps": 1e999"#, "norm_eps"),
         (r#""norm_eps": 1e-05"#, r#""norm_eps": true"#, "norm_eps"),
         (r#""multiple_of": 4"#, r#""multiple_of": 0"#, "multiple_of"),
         (r#""vocab_size": -1"#, r#""vocab_size": -2"#, "vocab_size"),
-        (
-            r#""vocab_size": -1"#,
-            r#""use_scaled_rope": true"#,
-            "use_scaled_rope",
-        ),
+        (r#""vocab_size": -1"#, r#""use_scaled_rope": true"#, "use_scaled_rope"),
         (r#""vocab_size": -1"#, r#""max_seq_len": 512"#, "max_seq_len"),
         (r#""vocab_size": -1"#, r#""max_batch_size": 8"#, "max_batch_size"),
     ];
@@ -76,10 +66,7 @@ fn params_that_make_no_model_are_named() {
         assert!(PARAMS.contains(from), "{from}");
         let params = PARAMS.replace(from, to);
         let error = open(&params, pth::model()).unwrap_err();
-        assert!(
-            matches!(&error, CheckpointError::Field { field, .. } if field == name),
-            "{to}: {error}"
-        );
+        assert!(matches!(&error, CheckpointError::Field { field, .. } if field == name), "{to}: {error}");
         assert!(error.to_string().contains("params.json"), "{error}");
     }
     for (from, to) in [
@@ -95,10 +82,9 @@ fn params_that_make_no_model_are_named() {
         assert!(matches!(error, CheckpointError::Config { .. }), "{to}: {error}");
     }
     // More layers than the file has, or another vocabulary: the tensor says so.
-    for (from, to) in [
-        (r#""n_layers": 1"#, r#""n_layers": 16777216"#),
-        (r#""vocab_size": -1"#, r#""vocab_size": 7"#),
-    ] {
+    for (from, to) in
+        [(r#""n_layers": 1"#, r#""n_layers": 16777216"#), (r#""vocab_size": -1"#, r#""vocab_size": 7"#)]
+    {
         let error = open(&PARAMS.replace(from, to), pth::model()).unwrap_err();
         assert!(matches!(error, CheckpointError::Weights(_)), "{to}: {error}");
     }

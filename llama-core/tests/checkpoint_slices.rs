@@ -41,16 +41,7 @@ fn cut(bytes: &[u8], shape: &[usize], size: usize, dim: usize, range: Range<usiz
 fn ranges(len: usize, seed: usize) -> Vec<Range<usize>> {
     let a = seed.wrapping_mul(0x9e37_79b9) % (len + 1);
     let b = seed.wrapping_mul(0x85eb_ca6b) % (len + 1);
-    vec![
-        0..len,
-        0..0,
-        len..len,
-        0..1,
-        len - 1..len,
-        len / 2..len,
-        len / 4..len / 2 + 1,
-        a.min(b)..a.max(b),
-    ]
+    vec![0..len, 0..0, len..len, 0..1, len - 1..len, len / 2..len, len / 4..len / 2 + 1, a.min(b)..a.max(b)]
 }
 
 fn assert_slices(weights: &dyn WeightSource, what: &str) {
@@ -110,9 +101,7 @@ fn slices_that_do_not_exist_are_errors() {
     let weights = checkpoint.weights();
     let mut out = [0; 32];
     let mut read = |name: &str, dim: usize, start: usize, end: usize, len: usize| {
-        weights
-            .read_slice(name, dim, Range { start, end }, &mut out[..len])
-            .unwrap_err()
+        weights.read_slice(name, dim, Range { start, end }, &mut out[..len]).unwrap_err()
     };
     for error in [
         read("norm.weight", 1, 0, 1, 4),

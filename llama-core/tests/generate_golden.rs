@@ -3,6 +3,8 @@
 //! Where we differ on purpose, [`RULES`] says so: a rule finds the cases that it applies to from their arguments, and asserts what
 //! we do instead. A case to which no rule applies is compared with what the reference answered, to the letter.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
 mod golden;
 
 use std::collections::HashMap;
@@ -10,8 +12,8 @@ use std::collections::HashMap;
 use golden::{Check, Golden, close, same};
 use llama_backend::testing::Oracle;
 use llama_core::{
-    ChatOptions, ChatPrediction, Dialog, Error, FinishReason, GenerationOptions, Llama, Message, REFUSAL, TokenId, Usage,
-    checkpoint,
+    ChatOptions, ChatPrediction, Dialog, Error, FinishReason, GenerationOptions, Llama, Message, REFUSAL,
+    TokenId, Usage, checkpoint,
 };
 use serde::Deserialize;
 
@@ -95,7 +97,9 @@ const RULES: &[Rule] = &[
     },
     Rule {
         what: "a dialog with a special tag costs nothing: no tokens, no logprobs, no usage, no limit",
-        applies: |case, calls| case.fits(calls) && case.dialogs().iter().any(|dialog| dialog.special_tag().is_some()),
+        applies: |case, calls| {
+            case.fits(calls) && case.dialogs().iter().any(|dialog| dialog.special_tag().is_some())
+        },
         instead: refused_rows_are_empty_and_the_others_as_the_reference,
     },
     Rule {
@@ -230,7 +234,11 @@ fn each_row_answers_as_it_does_alone(case: &Case, calls: &Calls) -> Check {
         let (alone, alone_logprobs) = generate(calls, &[prompt], &options)?;
         same(&format!("row {i}"), &alone[0], &tokens[i])?;
         let found = logprobs.as_ref().map(|rows| &*rows[i]);
-        close(&format!("logprobs of row {i}"), &alone_logprobs.unwrap_or_default()[0], found.unwrap_or_default())?;
+        close(
+            &format!("logprobs of row {i}"),
+            &alone_logprobs.unwrap_or_default()[0],
+            found.unwrap_or_default(),
+        )?;
     }
     Ok(())
 }
@@ -341,7 +349,8 @@ fn check_equal(case: &Case, calls: &Calls) -> Check {
     }
     let Some(expected) = &case.expect.result else { return Ok(()) };
     if let Some(prompts) = &case.prompts {
-        let texts = calls.llama.text_completion(prompts, &case.options()).map_err(|error| error.to_string())?;
+        let texts =
+            calls.llama.text_completion(prompts, &case.options()).map_err(|error| error.to_string())?;
         same("texts", &expected.len(), &texts.len())?;
         for (text, expected) in texts.iter().zip(expected) {
             same("generation", expected.text(), &text.generation)?;

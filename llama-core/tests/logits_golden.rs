@@ -1,5 +1,7 @@
 //! The forward pass against the reference's: logits at every position, of every kind of checkpoint.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
 mod golden;
 
 use std::collections::HashMap;

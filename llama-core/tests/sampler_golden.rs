@@ -1,11 +1,6 @@
 //! Top-p against the reference's `sample_top_p`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panic"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod golden;
 
@@ -22,27 +17,16 @@ fn kept(logits: &[f32], options: SamplingOptions) -> Result<Vec<Kept>, SamplingE
 }
 
 fn numbers(list: &Value) -> Vec<usize> {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .map(|id| id.as_u64().unwrap() as usize)
-        .collect()
+    list.as_array().into_iter().flatten().map(|id| id.as_u64().unwrap() as usize).collect()
 }
 
 /// The group of equal probabilities that a token belongs to, named by its first; most are alone.
 fn group(tied: &[Vec<usize>], id: usize) -> usize {
-    tied.iter()
-        .find(|group| group.contains(&id))
-        .map_or(id, |group| group[0])
+    tied.iter().find(|group| group.contains(&id)).map_or(id, |group| group[0])
 }
 
 fn case(vectors: &Value, case: &Value) -> Check {
-    let logits: Vec<f32> = vectors[text(&case["logits"])]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(float)
-        .collect();
+    let logits: Vec<f32> = vectors[text(&case["logits"])].as_array().unwrap().iter().map(float).collect();
     let options = SamplingOptions {
         temperature: case["temperature"].as_f64().unwrap(),
         top_p: case["p"].as_f64().unwrap(),
@@ -51,9 +35,7 @@ fn case(vectors: &Value, case: &Value) -> Check {
     let sampled = Sampler::new(options, 1, 0).and_then(|mut sampler| sampler.sample(&logits));
     if case.get("error").is_some() {
         same("sample", &found.as_ref().err(), &sampled.as_ref().err())?;
-        return found.map_or(Ok(()), |kept| {
-            Err(format!("expected an error, kept {}", kept.len()))
-        });
+        return found.map_or(Ok(()), |kept| Err(format!("expected an error, kept {}", kept.len())));
     }
     let found = found.map_err(|e| e.to_string())?;
     let id = sampled.map_err(|e| e.to_string())?;
@@ -62,27 +44,15 @@ fn case(vectors: &Value, case: &Value) -> Check {
     }
     let mut probs = logits.clone();
     softmax(&mut probs, options.temperature).map_err(|e| e.to_string())?;
-    let range = numbers(&Value::from(vec![
-        case["n_kept_min"].clone(),
-        case["n_kept_max"].clone(),
-    ]));
+    let range = numbers(&Value::from(vec![case["n_kept_min"].clone(), case["n_kept_max"].clone()]));
     if !(range[0]..=range[1]).contains(&found.len()) {
         return Err(format!("n_kept: expected {range:?}, found {}", found.len()));
     }
-    let tied: Vec<Vec<usize>> = case
-        .get("tied_groups")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .map(numbers)
-        .collect();
+    let tied: Vec<Vec<usize>> =
+        case.get("tied_groups").and_then(Value::as_array).into_iter().flatten().map(numbers).collect();
     let same_number = found.len() == case["n_kept"].as_u64().unwrap() as usize;
     let expected_probs = case["kept_probs"].as_array().unwrap();
-    for (i, expected) in numbers(&case["kept_idx"])
-        .into_iter()
-        .enumerate()
-        .take(found.len())
-    {
+    for (i, expected) in numbers(&case["kept_idx"]).into_iter().enumerate().take(found.len()) {
         let Kept { id, prob } = found[i];
         // torch's sort leaves equals in any order, and a cut among equals keeps any of them.
         if probs[id.0 as usize] != probs[expected] {

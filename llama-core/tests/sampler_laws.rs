@@ -1,11 +1,6 @@
 //! Laws of sampling, over random logits.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panic"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use llama_backend::TokenId;
 use llama_core::sampler::{
@@ -28,13 +23,7 @@ fn options(temperature: f64, top_p: f64) -> SamplingOptions {
 
 /// The rule as it is said: sort all, drop where the sum before passes p.
 fn plain_top_p(probs: &[f32], p: f64) -> Vec<Kept> {
-    let mut all: Vec<Kept> = (0..)
-        .zip(probs)
-        .map(|(id, &prob)| Kept {
-            id: TokenId(id),
-            prob,
-        })
-        .collect();
+    let mut all: Vec<Kept> = (0..).zip(probs).map(|(id, &prob)| Kept { id: TokenId(id), prob }).collect();
     all.sort_by(|a, b| b.prob.partial_cmp(&a.prob).unwrap()); // stable
     let mut sum = 0.0f64;
     all.retain(|token| {
@@ -112,10 +101,7 @@ fn rows_and_seeds_differ() {
 #[test]
 fn the_stream_of_a_seed_is_fixed() {
     let flat = [0.0; 1000];
-    let ids: Vec<u32> = draws(options(1.0, 1.0), 42, 7, &flat, 6)
-        .iter()
-        .map(|id| id.0)
-        .collect();
+    let ids: Vec<u32> = draws(options(1.0, 1.0), 42, 7, &flat, 6).iter().map(|id| id.0).collect();
     assert_eq!(ids, [185, 580, 945, 734, 862, 370]);
 }
 
@@ -146,49 +132,22 @@ fn many_draws_follow_the_probabilities() {
 fn what_cannot_be_sampled_is_an_error() {
     let sample = |options: SamplingOptions, logits: &[f32]| Sampler::new(options, 0, 0)?.sample(logits);
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        assert!(
-            matches!(
-                sample(options(bad, 0.9), &[0.0]),
-                Err(SamplingError::Temperature(_))
-            ),
-            "{bad}"
-        );
-        assert!(
-            matches!(sample(options(1.0, bad), &[0.0]), Err(SamplingError::TopP(_))),
-            "{bad}"
-        );
-        assert!(
-            matches!(sample(options(0.0, bad), &[0.0]), Err(SamplingError::TopP(_))),
-            "{bad}"
-        );
+        assert!(matches!(sample(options(bad, 0.9), &[0.0]), Err(SamplingError::Temperature(_))), "{bad}");
+        assert!(matches!(sample(options(1.0, bad), &[0.0]), Err(SamplingError::TopP(_))), "{bad}");
+        assert!(matches!(sample(options(0.0, bad), &[0.0]), Err(SamplingError::TopP(_))), "{bad}");
     }
     for temperature in [0.0, 1.0] {
         let options = options(temperature, 0.9);
         assert_eq!(sample(options, &[]), Err(SamplingError::Empty));
-        assert_eq!(
-            sample(options, &[0.0, f32::NAN]),
-            Err(SamplingError::NanLogit(TokenId(1)))
-        );
+        assert_eq!(sample(options, &[0.0, f32::NAN]), Err(SamplingError::NanLogit(TokenId(1))));
     }
-    assert!(matches!(
-        sample(options(1e-45, 0.9), &[1.0, 2.0]),
-        Err(SamplingError::Overflow { .. })
-    ));
-    assert!(matches!(
-        sample(options(1e-50, 0.9), &[0.0, 0.0]),
-        Err(SamplingError::Overflow { .. })
-    ));
+    assert!(matches!(sample(options(1e-45, 0.9), &[1.0, 2.0]), Err(SamplingError::Overflow { .. })));
+    assert!(matches!(sample(options(1e-50, 0.9), &[0.0, 0.0]), Err(SamplingError::Overflow { .. })));
     // One-hot is no overflow, and a masked token is none either.
     assert_eq!(sample(options(1e-30, 0.9), &[1.0, 2.0]), Ok(TokenId(1)));
-    assert_eq!(
-        sample(options(1.0, 1.0), &[f32::NEG_INFINITY, 0.0]),
-        Ok(TokenId(1))
-    );
+    assert_eq!(sample(options(1.0, 1.0), &[f32::NEG_INFINITY, 0.0]), Ok(TokenId(1)));
     assert_eq!(
         log_softmax_at(&[0.0], TokenId(1)),
-        Err(SamplingError::IdOutOfRange {
-            id: TokenId(1),
-            vocab_size: 1
-        })
+        Err(SamplingError::IdOutOfRange { id: TokenId(1), vocab_size: 1 })
     );
 }

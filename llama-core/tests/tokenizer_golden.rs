@@ -1,11 +1,6 @@
 //! The tokenizer against the reference: ids, texts and dialogs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panic"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod golden;
 
@@ -28,9 +23,7 @@ fn decode(tokenizer: &Tokenizer, ids: &[TokenId]) -> String {
 /// The ids in a list that may hold ones that are no ids, such as -1: those become the largest there is.
 fn any_ids(json: &Value) -> Vec<TokenId> {
     let list = json.as_array().unwrap();
-    list.iter()
-        .map(|id| TokenId(id.as_u64().map_or(u32::MAX, |id| id as u32)))
-        .collect()
+    list.iter().map(|id| TokenId(id.as_u64().map_or(u32::MAX, |id| id as u32))).collect()
 }
 
 /// Streams the ids, checks that every piece is final, and returns the whole.
@@ -58,39 +51,15 @@ fn case(tokenizer: &Tokenizer, case: &Value) -> Check {
         &list("ids_bos").unwrap_or(with(&[bos], &[])),
         &tokenizer.encode_prompt(text(&case["text"])),
     )?;
-    same(
-        "ids_eos",
-        &list("ids_eos").unwrap_or(with(&[], &[eos])),
-        &with(&[], &[eos]),
-    )?;
-    same(
-        "ids_bos_eos",
-        &list("ids_bos_eos").unwrap_or(with(&[bos], &[eos])),
-        &with(&[bos], &[eos]),
-    )?;
+    same("ids_eos", &list("ids_eos").unwrap_or(with(&[], &[eos])), &with(&[], &[eos]))?;
+    same("ids_bos_eos", &list("ids_bos_eos").unwrap_or(with(&[bos], &[eos])), &with(&[bos], &[eos]))?;
     same("decoded", text(&case["decoded"]), &decode(tokenizer, &found))?;
-    same(
-        "decoded_bos_eos",
-        text(&case["decoded_bos_eos"]),
-        &decode(tokenizer, &with(&[bos], &[eos])),
-    )?;
+    same("decoded_bos_eos", text(&case["decoded_bos_eos"]), &decode(tokenizer, &with(&[bos], &[eos])))?;
     same("streamed", text(&case["decoded"]), &stream(tokenizer, &found)?)?;
-    for (k, prefix) in case
-        .get("prefixes")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
+    for (k, prefix) in case.get("prefixes").and_then(Value::as_array).into_iter().flatten().enumerate() {
         same("prefix", text(prefix), &decode(tokenizer, &found[..=k]))?;
     }
-    for (k, single) in case
-        .get("singles")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
+    for (k, single) in case.get("singles").and_then(Value::as_array).into_iter().flatten().enumerate() {
         same("single", text(single), &tokenizer.decode_one(found[k]).unwrap())?;
     }
     Ok(())
@@ -206,34 +175,20 @@ fn tokenizer_json() {
 /// A `tokenizer.json` of a vocabulary, as Hugging Face's converter makes it of a `tokenizer.model`: the merges by score,
 /// then by the lengths of their parts, the greater first. Newer versions write a merge as a pair, older ones as a string.
 fn converted(tokenizer: &Tokenizer, as_pairs: bool) -> String {
-    let pieces: Vec<&str> = (0..tokenizer.vocab_size() as u32)
-        .map(|id| tokenizer.piece(TokenId(id)).unwrap())
-        .collect();
-    let vocab: HashMap<&str, usize> = pieces
-        .iter()
-        .enumerate()
-        .map(|(id, &piece)| (piece, id))
-        .collect();
+    let pieces: Vec<&str> =
+        (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.piece(TokenId(id)).unwrap()).collect();
+    let vocab: HashMap<&str, usize> = pieces.iter().enumerate().map(|(id, &piece)| (piece, id)).collect();
     let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
     for (id, piece) in pieces.iter().enumerate().skip(259) {
         let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
-        let mut cuts: Vec<_> = cuts
-            .filter(|(l, r)| vocab.contains_key(l) && vocab.contains_key(r))
-            .collect();
+        let mut cuts: Vec<_> = cuts.filter(|(l, r)| vocab.contains_key(l) && vocab.contains_key(r)).collect();
         cuts.sort_by_key(|(left, right)| (vocab[left], vocab[right]));
         let score = tokenizer.score(TokenId(id as u32)).unwrap();
-        merges.extend(
-            cuts.iter()
-                .map(|(l, r)| (score, l.chars().count(), r.chars().count(), *l, *r)),
-        );
+        merges.extend(cuts.iter().map(|(l, r)| (score, l.chars().count(), r.chars().count(), *l, *r)));
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
     let merge = |l: &str, r: &str| {
-        if as_pairs {
-            json!([l, r])
-        } else {
-            json!(format!("{l} {r}"))
-        }
+        if as_pairs { json!([l, r]) } else { json!(format!("{l} {r}")) }
     };
     let special = |id: usize| json!({"id": id, "content": pieces[id], "special": true});
     json!({
@@ -294,11 +249,9 @@ fn dialogs(name: &str) {
                 same("read", &Some(&dialog), &read.as_ref().ok())?;
                 rendered(&tokenizer, &dialog, &case["prompt_tokens"], &case["unsafe"])
             }
-            (Err(error), Some(_)) => same(
-                "read",
-                &Some(error.to_string()),
-                &read.err().map(|e| e.to_string()),
-            ),
+            (Err(error), Some(_)) => {
+                same("read", &Some(error.to_string()), &read.err().map(|e| e.to_string()))
+            }
             (found, expected) => Err(format!("expected the error {expected:?}, found {found:?}")),
         }
     });
@@ -308,12 +261,7 @@ fn dialogs(name: &str) {
         match (dialogs, batch.get("error")) {
             (Err(_), Some(_)) => Ok(()),
             (Ok(dialogs), None) => dialogs.iter().enumerate().try_for_each(|(i, dialog)| {
-                rendered(
-                    &tokenizer,
-                    dialog,
-                    &batch["prompt_tokens"][i],
-                    &batch["unsafe"][i],
-                )
+                rendered(&tokenizer, dialog, &batch["prompt_tokens"][i], &batch["unsafe"][i])
             }),
             (found, expected) => Err(format!("expected the error {expected:?}, found {found:?}")),
         }

@@ -1,11 +1,6 @@
 //! The tokenizer against SentencePiece said plainly, over random vocabularies, texts and ids.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panic"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod golden;
 mod sentencepiece;
@@ -45,11 +40,7 @@ fn pieces(tokenizer: &Tokenizer) -> Vec<(String, f32, u8)> {
 
 /// What `identity` with a dummy prefix makes of a text.
 fn prepared(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!("▁{}", text.replace(' ', "▁"))
-    }
+    if text.is_empty() { String::new() } else { format!("▁{}", text.replace(' ', "▁")) }
 }
 
 /// A vocabulary trained by byte pair encoding on a text over few letters: like a real one, only smaller.
@@ -108,10 +99,7 @@ fn ids(vocab_size: u32) -> impl Strategy<Value = Vec<u32>> {
 fn small(remove_extra_whitespaces: bool) -> Model {
     let pieces = ["▁", "▁▁", "▁a", "a", "é", "a▁", "▁▁a"];
     let scores = [-9.0, -8.0, 0.0, -9.0, -9.0, -1.0, -2.0];
-    Model {
-        remove_extra_whitespaces,
-        ..Model::new(pieces.map(String::from).into_iter().zip(scores))
-    }
+    Model { remove_extra_whitespaces, ..Model::new(pieces.map(String::from).into_iter().zip(scores)) }
 }
 
 proptest! {
@@ -192,11 +180,7 @@ proptest! {
 fn a_model_cut_short_is_an_error() {
     let bytes = small(false).to_bytes();
     for len in 0..bytes.len() {
-        assert!(
-            Tokenizer::from_bytes(&bytes[..len]).is_err(),
-            "{len} of {}",
-            bytes.len()
-        );
+        assert!(Tokenizer::from_bytes(&bytes[..len]).is_err(), "{len} of {}", bytes.len());
     }
 }
 
@@ -216,18 +200,12 @@ fn what_is_missing_or_tied_or_twice_is_named() {
     let a = model.pieces.iter().position(|piece| piece.0 == "▁a").unwrap();
     model.pieces[a].1 = -1.0; // as "a▁" has
     let error = Tokenizer::from_bytes(&model.to_bytes()).unwrap_err();
-    assert!(
-        matches!(error, TokenizerError::TiedScores { .. }) && error.is_unsupported(),
-        "{error}"
-    );
+    assert!(matches!(error, TokenizerError::TiedScores { .. }) && error.is_unsupported(), "{error}");
 
     let mut model = small(false);
     model.pieces.push(("a".into(), -3.0, sentencepiece::NORMAL));
     let error = Tokenizer::from_bytes(&model.to_bytes()).unwrap_err();
-    assert!(
-        matches!(error, TokenizerError::BadPiece { id: 266, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, TokenizerError::BadPiece { id: 266, .. }), "{error}");
 }
 
 #[test]
@@ -236,10 +214,7 @@ fn an_id_out_of_range_is_named_and_loses_nothing() {
     let mut detokenizer = tokenizer.detokenizer();
     assert_eq!(detokenizer.push(TokenId(0xE2 + 3)).unwrap(), "");
     let error = detokenizer.push(TokenId(266)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "token id 266 (at 1) is out of range: there are 266 pieces"
-    );
+    assert_eq!(error.to_string(), "token id 266 (at 1) is out of range: there are 266 pieces");
     assert_eq!(detokenizer.push(TokenId(0x82 + 3)).unwrap(), "");
     assert_eq!(detokenizer.push(TokenId(0xAC + 3)).unwrap(), "€");
 }
@@ -248,10 +223,7 @@ fn an_id_out_of_range_is_named_and_loses_nothing() {
 #[test]
 fn the_fixture_is_the_small_model() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model");
-    assert!(
-        std::fs::read(path).unwrap() == small(false).to_bytes(),
-        "{path} is to be written again"
-    );
+    assert!(std::fs::read(path).unwrap() == small(false).to_bytes(), "{path} is to be written again");
 }
 
 #[test]
@@ -264,9 +236,7 @@ fn debug_tells_the_facts_and_not_the_vocabulary() {
 #[test]
 fn a_model_that_begins_like_json_is_a_model() {
     let mut model = small(false);
-    model
-        .pieces
-        .insert(0, ("x".repeat(114), -5.0, sentencepiece::NORMAL));
+    model.pieces.insert(0, ("x".repeat(114), -5.0, sentencepiece::NORMAL));
     let bytes = model.to_bytes();
     assert!(bytes.starts_with(b"\n{"));
     assert_eq!(Tokenizer::from_bytes(&bytes).unwrap().unk_id(), TokenId(1));
@@ -310,10 +280,7 @@ fn encodes_as_sentencepiece_with_real_vocabularies() {
         });
         let part = prop_oneof![4 => piece, 1 => "[ ▁]{1,40}", 1 => "[-=a-c]{1,20}", 1 => any::<String>()];
         let texts = prop::collection::vec(prop::collection::vec(part, 1..6), 8);
-        let config = ProptestConfig {
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        };
+        let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         let mut runner = TestRunner::new_with_rng(config, rng);
         let result = runner.run(&texts, |texts| {

@@ -64,9 +64,7 @@ impl Dialog {
     /// assert_eq!(Dialog::new("Hi").messages(), [Message::user("Hi")]);
     /// ```
     pub fn new(user: impl Into<String>) -> Dialog {
-        Dialog {
-            messages: vec![Message::user(user)],
-        }
+        Dialog { messages: vec![Message::user(user)] }
     }
 
     /// The same dialog under that system prompt, in place of one that it has.
@@ -112,8 +110,7 @@ impl Dialog {
     /// assert_eq!(dialog, Dialog::new("Hi").then("Hello.", "Who are you?"));
     /// ```
     pub fn push_turn(&mut self, answer: impl Into<String>, user: impl Into<String>) {
-        self.messages
-            .extend([Message::assistant(answer), Message::user(user)]);
+        self.messages.extend([Message::assistant(answer), Message::user(user)]);
     }
 
     /// The messages, in order.
@@ -143,10 +140,7 @@ impl Dialog {
     /// assert_eq!(llama_dialog::Dialog::new("Hi").system(), None);
     /// ```
     pub fn system(&self) -> Option<&str> {
-        self.messages
-            .first()
-            .filter(|first| first.role == Role::System)
-            .map(|first| first.content.as_str())
+        self.messages.first().filter(|first| first.role == Role::System).map(|first| first.content.as_str())
     }
 
     /// The user's last message: the one to be answered.
@@ -224,20 +218,15 @@ impl TryFrom<Vec<Message>> for Dialog {
         for (index, message) in messages.iter().enumerate() {
             let found = message.role;
             if !expected.allows(found) {
-                return Err(DialogError::UnexpectedRole {
-                    index,
-                    found,
-                    expected,
-                });
+                return Err(DialogError::UnexpectedRole { index, found, expected });
             }
             expected = Expected::after(found);
         }
         match messages.last() {
             None => Err(DialogError::Empty),
-            Some(last) if last.role != Role::User => Err(DialogError::LastNotUser {
-                index: messages.len() - 1,
-                found: last.role,
-            }),
+            Some(last) if last.role != Role::User => {
+                Err(DialogError::LastNotUser { index: messages.len() - 1, found: last.role })
+            }
             Some(_) => Ok(Dialog { messages }),
         }
     }
@@ -259,16 +248,10 @@ impl TryFrom<Vec<RawMessage>> for Dialog {
         for (index, RawMessage { role, content }) in raw.into_iter().enumerate() {
             let Some(role) = Role::from_name(&role) else {
                 // A fault before this one comes first, but not that the messages read so far stop too early.
-                let expected = messages
-                    .last()
-                    .map_or(Expected::SystemOrUser, |m| Expected::after(m.role));
+                let expected = messages.last().map_or(Expected::SystemOrUser, |m| Expected::after(m.role));
                 return match Dialog::try_from(messages) {
                     Err(earlier @ DialogError::UnexpectedRole { .. }) => Err(earlier),
-                    _ => Err(DialogError::UnknownRole {
-                        index,
-                        found: role,
-                        expected,
-                    }),
+                    _ => Err(DialogError::UnknownRole { index, found: role, expected }),
                 };
             };
             messages.push(Message { role, content });

@@ -62,12 +62,8 @@ impl SpecialTag {
     /// ```
     /// assert_eq!(llama_dialog::SpecialTag::ALL.len(), 4);
     /// ```
-    pub const ALL: [SpecialTag; 4] = [
-        SpecialTag::InstOpen,
-        SpecialTag::InstClose,
-        SpecialTag::SysOpen,
-        SpecialTag::SysClose,
-    ];
+    pub const ALL: [SpecialTag; 4] =
+        [SpecialTag::InstOpen, SpecialTag::InstClose, SpecialTag::SysOpen, SpecialTag::SysClose];
 
     /// The tag as it is written. Exact and case-sensitive: `[inst]` is no tag.
     ///
@@ -145,9 +141,7 @@ const PYTHON_SPACE: [(char, char); 11] = [
 ];
 
 fn is_python_space(c: char) -> bool {
-    PYTHON_SPACE
-        .iter()
-        .any(|&(first, last)| (first..=last).contains(&c))
+    PYTHON_SPACE.iter().any(|&(first, last)| (first..=last).contains(&c))
 }
 
 /// The text without white space at its ends, white space being Python's.
@@ -203,9 +197,8 @@ mod tests {
             8199, 8200, 8201, 8202, 8232, 8233, 8239, 8287, 12288,
         ]
         .to_vec();
-        let ours: Vec<u32> = (0..=char::MAX as u32)
-            .filter(|&c| char::from_u32(c).is_some_and(is_python_space))
-            .collect();
+        let ours: Vec<u32> =
+            (0..=char::MAX as u32).filter(|&c| char::from_u32(c).is_some_and(is_python_space)).collect();
         assert_eq!(ours, python);
     }
 
@@ -218,16 +211,10 @@ mod tests {
 
     #[test]
     fn system_prompt_keeps_its_space_and_the_user_loses_only_the_trailing() {
-        let segments = Dialog::new("  hi \u{1f}")
-            .with_system(" be \n")
-            .segments()
-            .unwrap();
+        let segments = Dialog::new("  hi \u{1f}").with_system(" be \n").segments().unwrap();
         assert_eq!(
             segments,
-            [
-                Segment::Bos,
-                Segment::Text("[INST] <<SYS>>\n be \n\n<</SYS>>\n\n  hi [/INST]".into())
-            ]
+            [Segment::Bos, Segment::Text("[INST] <<SYS>>\n be \n\n<</SYS>>\n\n  hi [/INST]".into())]
         );
     }
 

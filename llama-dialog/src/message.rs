@@ -96,10 +96,7 @@ impl Message {
     /// assert_eq!(Message::new(Role::User, "Hello"), Message::user("Hello"));
     /// ```
     pub fn new(role: Role, content: impl Into<String>) -> Message {
-        Message {
-            role,
-            content: content.into(),
-        }
+        Message { role, content: content.into() }
     }
 
     /// A system prompt.
@@ -156,9 +153,6 @@ pub struct RawMessage {
 
 impl From<Message> for RawMessage {
     fn from(message: Message) -> RawMessage {
-        RawMessage {
-            role: message.role.as_str().to_owned(),
-            content: message.content,
-        }
+        RawMessage { role: message.role.as_str().to_owned(), content: message.content }
     }
 }

@@ -21,26 +21,21 @@ fn text() -> impl Strategy<Value = String> {
 
 /// A valid list of messages, tags or not.
 fn messages() -> impl Strategy<Value = Vec<Message>> {
-    (
-        prop::option::of(text()),
-        text(),
-        prop::collection::vec((text(), text()), 0..4),
-    )
-        .prop_map(|(system, user, later)| {
+    (prop::option::of(text()), text(), prop::collection::vec((text(), text()), 0..4)).prop_map(
+        |(system, user, later)| {
             let mut messages: Vec<Message> = system.map(Message::system).into_iter().collect();
             messages.push(Message::user(user));
             for (answer, user) in later {
                 messages.extend([Message::assistant(answer), Message::user(user)]);
             }
             messages
-        })
+        },
+    )
 }
 
 fn untagged() -> impl Strategy<Value = Dialog> {
     messages().prop_filter_map("no tags", |messages| {
-        Dialog::try_from(messages)
-            .ok()
-            .filter(|d| d.special_tag().is_none())
+        Dialog::try_from(messages).ok().filter(|d| d.special_tag().is_none())
     })
 }
 
@@ -212,31 +207,17 @@ fn validity_comes_before_tags() {
 #[test]
 fn the_first_fault_is_reported() {
     let raw = |roles: &[&str]| {
-        let raw: Vec<RawMessage> = roles
-            .iter()
-            .map(|role| RawMessage {
-                role: (*role).into(),
-                content: "x".into(),
-            })
-            .collect();
+        let raw: Vec<RawMessage> =
+            roles.iter().map(|role| RawMessage { role: (*role).into(), content: "x".into() }).collect();
         Dialog::try_from(raw)
     };
     assert_eq!(raw(&[]), Err(DialogError::Empty));
     assert_eq!(raw(&["user", "user", "tool"]).unwrap_err().index(), Some(1));
     assert_eq!(raw(&["user", "tool", "user"]).unwrap_err().index(), Some(1));
     assert_eq!(raw(&["system", "system", "user"]).unwrap_err().index(), Some(1));
-    assert_eq!(
-        raw(&["system"]),
-        Err(DialogError::LastNotUser {
-            index: 0,
-            found: Role::System
-        })
-    );
+    assert_eq!(raw(&["system"]), Err(DialogError::LastNotUser { index: 0, found: Role::System }));
     assert_eq!(
         raw(&["user", "assistant"]),
-        Err(DialogError::LastNotUser {
-            index: 1,
-            found: Role::Assistant
-        })
+        Err(DialogError::LastNotUser { index: 1, found: Role::Assistant })
     );
 }

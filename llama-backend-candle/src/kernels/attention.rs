@@ -68,9 +68,7 @@ pub(crate) fn store(
     (k, v): (&[f32], &[f32]),
     (keys, values): (&mut [f32], &mut [f32]),
 ) {
-    let Shape {
-        n_kv_heads, head_dim, ..
-    } = *shape;
+    let Shape { n_kv_heads, head_dim, .. } = *shape;
     let head = |(i, (keys, values)): (usize, (&mut [f32], &mut [f32]))| {
         let (slot, head) = (i / n_kv_heads, i % n_kv_heads);
         let Some(span) = spans.iter().find(|span| span.slot == slot) else {
@@ -86,15 +84,9 @@ pub(crate) fn store(
     };
     let len = shape.head_len();
     if k.len() < SERIAL_BELOW {
-        keys.chunks_exact_mut(len)
-            .zip(values.chunks_exact_mut(len))
-            .enumerate()
-            .for_each(head);
+        keys.chunks_exact_mut(len).zip(values.chunks_exact_mut(len)).enumerate().for_each(head);
     } else {
-        keys.par_chunks_exact_mut(len)
-            .zip(values.par_chunks_exact_mut(len))
-            .enumerate()
-            .for_each(head);
+        keys.par_chunks_exact_mut(len).zip(values.par_chunks_exact_mut(len)).enumerate().for_each(head);
     }
 }
 
@@ -116,12 +108,7 @@ pub(crate) fn attend(
     (keys, values): (&[f32], &[f32]),
     out: &mut [f32],
 ) {
-    let Shape {
-        n_kv_heads,
-        n_rep,
-        head_dim,
-        ..
-    } = *shape;
+    let Shape { n_kv_heads, n_rep, head_dim, .. } = *shape;
     let group = n_rep * head_dim; // the numbers of a token in a task
     let blocks: Vec<Block> = spans.iter().flat_map(|span| blocks(span, shape)).collect();
 
@@ -136,10 +123,7 @@ pub(crate) fn attend(
                 tasks.push((block, head, part));
             }
         }
-        let work: usize = blocks
-            .iter()
-            .map(|b| b.n_tokens * (b.start_pos + b.n_tokens))
-            .sum();
+        let work: usize = blocks.iter().map(|b| b.n_tokens * (b.start_pos + b.n_tokens)).sum();
         let task = |(block, head, part): (&Block, usize, &mut [f32])| {
             let cached = (block.slot * n_kv_heads + head) * shape.head_len();
             let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
@@ -206,18 +190,10 @@ fn block_attention(
     let (rows, len) = (queries.len() / head_dim, keys.len() / head_dim);
     let by_gemm = rows >= GEMM_ROWS;
     if by_gemm {
-        let (queries, keys) = (
-            Matrix::new(queries, head_dim),
-            Matrix::new(keys, head_dim).transposed(),
-        );
+        let (queries, keys) = (Matrix::new(queries, head_dim), Matrix::new(keys, head_dim).transposed());
         gemm(queries, keys, scores, len, 1);
     } else {
-        ctx.isa.run(Scores {
-            queries,
-            keys,
-            head_dim,
-            scores,
-        });
+        ctx.isa.run(Scores { queries, keys, head_dim, scores });
     }
     let scale = 1.0 / (head_dim as f32).sqrt();
     for (i, row) in scores.chunks_exact_mut(len).enumerate() {
@@ -225,20 +201,9 @@ fn block_attention(
         ctx.isa.run(Softmax { row, valid, scale });
     }
     if by_gemm {
-        gemm(
-            Matrix::new(scores, len),
-            Matrix::new(values, head_dim),
-            out,
-            head_dim,
-            1,
-        );
+        gemm(Matrix::new(scores, len), Matrix::new(values, head_dim), out, head_dim, 1);
     } else {
-        ctx.isa.run(Mix {
-            probs: scores,
-            values,
-            head_dim,
-            out,
-        });
+        ctx.isa.run(Mix { probs: scores, values, head_dim, out });
     }
 }
 
@@ -262,13 +227,7 @@ impl Kernel for Scores<'_> {
                 let from = b * BLOCK_POSITIONS;
                 let out = &mut scores[from..from + keys.len() / self.head_dim];
                 let k = self.head_dim;
-                DotRows {
-                    x,
-                    weights: keys,
-                    k,
-                    out,
-                }
-                .run(s);
+                DotRows { x, weights: keys, k, out }.run(s);
             }
         }
     }
@@ -287,12 +246,7 @@ impl Kernel for Mix<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            probs,
-            values,
-            head_dim,
-            out,
-        } = self;
+        let Self { probs, values, head_dim, out } = self;
         let len = values.len() / head_dim;
         out.fill(0.0);
         for (b, values) in values.chunks(BLOCK_POSITIONS * head_dim).enumerate() {

@@ -12,9 +12,7 @@ pub(crate) fn rms_norm(ctx: &Context, x: &[f32], weight: &[f32], eps: f32, out: 
     if x.len() < SERIAL_BELOW {
         x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).for_each(row);
     } else {
-        x.par_chunks_exact(dim)
-            .zip(out.par_chunks_exact_mut(dim))
-            .for_each(row);
+        x.par_chunks_exact(dim).zip(out.par_chunks_exact_mut(dim)).for_each(row);
     }
 }
 
@@ -25,10 +23,7 @@ pub(crate) fn silu_mul(ctx: &Context, gate: &[f32], up: &[f32], out: &mut [f32])
     if gate.len() < SERIAL_BELOW {
         chunk(((gate, up), out));
     } else {
-        gate.par_chunks(CHUNK)
-            .zip(up.par_chunks(CHUNK))
-            .zip(out.par_chunks_mut(CHUNK))
-            .for_each(chunk);
+        gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(out.par_chunks_mut(CHUNK)).for_each(chunk);
     }
 }
 
@@ -112,11 +107,7 @@ impl Kernel for Softmax<'_> {
             max = s.max(max, s.load(chunk));
         }
         let lanes = s.to_array(max);
-        let max = lanes
-            .iter()
-            .chain(&*rest)
-            .copied()
-            .fold(f32::NEG_INFINITY, f32::max);
+        let max = lanes.iter().chain(&*rest).copied().fold(f32::NEG_INFINITY, f32::max);
         let (scale, offset) = (s.splat(self.scale), s.splat(-max * self.scale));
         let mut sum = s.splat(0.0);
         for chunk in &mut *chunks {

@@ -101,9 +101,7 @@ pub(crate) fn widen<E: Element>(ctx: &Context, from: &[E], to: &mut [f32]) {
     if from.len() < SERIAL_BELOW {
         chunk((from, to));
     } else {
-        from.par_chunks(CHUNK)
-            .zip(to.par_chunks_mut(CHUNK))
-            .for_each(chunk);
+        from.par_chunks(CHUNK).zip(to.par_chunks_mut(CHUNK)).for_each(chunk);
     }
 }
 
@@ -137,10 +135,7 @@ fn dot_rows<E: Element>(ctx: &Context, x: &[f32], weights: &[E], k: usize, out: 
     } else {
         // Four parts a thread: few enough to stream, enough to even out a thread that was held up.
         let rows = n_out.div_ceil(4 * ctx.n_threads).max(1);
-        weights
-            .par_chunks(rows * k)
-            .zip(out.par_chunks_mut(rows * n))
-            .for_each(chunk);
+        weights.par_chunks(rows * k).zip(out.par_chunks_mut(rows * n)).for_each(chunk);
     }
 }
 
@@ -246,13 +241,7 @@ pub(crate) struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// `[data.len() / cols, cols]`, row-major.
     pub(crate) fn new(data: &'a [f32], cols: usize) -> Self {
-        Self {
-            data,
-            rows: data.len() / cols,
-            cols,
-            row_stride: cols,
-            col_stride: 1,
-        }
+        Self { data, rows: data.len() / cols, cols, row_stride: cols, col_stride: 1 }
     }
 
     pub(crate) fn transposed(self) -> Self {
@@ -271,14 +260,8 @@ impl<'a> Matrix<'a> {
 pub(crate) fn gemm(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], row_stride: usize, n_threads: usize) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     // What the safety below rests on. Views are made of whole rows, so `a` and `b` lie within their slices.
-    assert!(
-        b.rows == k && n <= row_stride,
-        "matrices of shapes that do not multiply"
-    );
-    assert!(
-        m == 0 || out.len() >= (m - 1) * row_stride + n,
-        "a product that does not fit"
-    );
+    assert!(b.rows == k && n <= row_stride, "matrices of shapes that do not multiply");
+    assert!(m == 0 || out.len() >= (m - 1) * row_stride + n, "a product that does not fit");
     let parallelism = match n_threads {
         0 | 1 => gemm::Parallelism::None,
         n => gemm::Parallelism::Rayon(n),
@@ -322,39 +305,23 @@ mod tests {
 
     fn naive(x: &[f32], weights: &[f32], k: usize) -> Vec<f32> {
         let dot = |x: &[f32], w: &[f32]| {
-            x.iter()
-                .zip(w)
-                .map(|(x, w)| f64::from(*x) * f64::from(*w))
-                .sum::<f64>() as f32
+            x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32
         };
-        x.chunks(k)
-            .flat_map(|x| weights.chunks(k).map(move |w| dot(x, w)))
-            .collect()
+        x.chunks(k).flat_map(|x| weights.chunks(k).map(move |w| dot(x, w))).collect()
     }
 
     fn check<E: Element>(narrow: impl Fn(f32) -> E) {
         for isa in Isa::all() {
             let ctx = Context::new(isa, 2);
-            for (n, n_out, k) in [
-                (1, 1, 1),
-                (1, 172, 64),
-                (2, 5, 31),
-                (3, 7, 40),
-                (16, 9, 129),
-                (17, 3, 33),
-                (40, 700, 1027),
-            ] {
+            for (n, n_out, k) in
+                [(1, 1, 1), (1, 172, 64), (2, 5, 31), (3, 7, 40), (16, 9, 129), (17, 3, 33), (40, 700, 1027)]
+            {
                 let x = random(n * k, 1);
                 let weights: Vec<E> = random(n_out * k, 2).into_iter().map(&narrow).collect();
                 let widened: Vec<f32> = weights.iter().map(|w| w.widen()).collect();
                 let mut out = vec![f32::NAN; n * n_out];
                 matmul(&ctx, &x, &weights, k, &mut out);
-                close(
-                    &out,
-                    &naive(&x, &widened, k),
-                    1e-4,
-                    &format!("{isa:?} {n} {n_out} {k}"),
-                );
+                close(&out, &naive(&x, &widened, k), 1e-4, &format!("{isa:?} {n} {n_out} {k}"));
             }
         }
     }

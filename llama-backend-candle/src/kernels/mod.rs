@@ -29,11 +29,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(isa: Isa, n_threads: usize) -> Self {
-        Self {
-            isa,
-            n_threads,
-            scratch: Scratch::default(),
-        }
+        Self { isa, n_threads, scratch: Scratch::default() }
     }
 }
 

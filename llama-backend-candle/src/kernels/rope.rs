@@ -19,9 +19,8 @@ impl RopeTables {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         cos.try_reserve_exact(max_seq_len.saturating_mul(half))?;
         sin.try_reserve_exact(max_seq_len.saturating_mul(half))?;
-        let freqs: Vec<f32> = (0..half)
-            .map(|i| 1.0 / theta.powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32)
-            .collect();
+        let freqs: Vec<f32> =
+            (0..half).map(|i| 1.0 / theta.powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32).collect();
         for pos in 0..max_seq_len {
             let angles = freqs.iter().map(|freq| f64::from(pos as f32 * freq));
             cos.extend(angles.clone().map(|angle| angle.cos() as f32));

@@ -92,9 +92,7 @@ impl Oracle {
     /// Where a token is not below `vocab_size`: a bug of the test.
     #[must_use]
     pub fn logits(&self, tokens: &[TokenId], first: usize) -> Vec<Vec<f32>> {
-        let ModelConfig {
-            head_dim, rope_theta, ..
-        } = self.config;
+        let ModelConfig { head_dim, rope_theta, .. } = self.config;
         let eps = f64::from(self.config.norm_eps);
 
         let mut x: Rows = tokens.iter().map(|&token| self.embed(token)).collect(); // [n, dim]
@@ -115,10 +113,7 @@ impl Oracle {
         }
         let normed = rms_norm(&x[first.min(x.len())..], &self.norm, eps); // [n - first, dim]
         let logits = linear(&normed, &self.output); // [n - first, vocab_size]
-        logits
-            .iter()
-            .map(|row| row.iter().map(|&logit| logit as f32).collect())
-            .collect()
+        logits.iter().map(|row| row.iter().map(|&logit| logit as f32).collect()).collect()
     }
 
     /// A row of `tok_embeddings`, `[dim]`.
@@ -134,10 +129,7 @@ fn rms_norm(x: &[Vec<f64>], weight: &[f32], eps: f64) -> Rows {
     let normed = |row: &Vec<f64>| {
         let mean_square = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
         let scale = 1.0 / (mean_square + eps).sqrt();
-        row.iter()
-            .zip(weight)
-            .map(|(x, &w)| x * scale * f64::from(w))
-            .collect()
+        row.iter().zip(weight).map(|(x, &w)| x * scale * f64::from(w)).collect()
     };
     x.iter().map(normed).collect()
 }
@@ -151,14 +143,7 @@ fn linear(x: &[Vec<f64>], w: &Matrix) -> Rows {
         }
         sum
     };
-    x.iter()
-        .map(|row| {
-            w.data
-                .chunks_exact(w.n_in)
-                .map(|weights| dot(row, weights))
-                .collect()
-        })
-        .collect()
+    x.iter().map(|row| w.data.chunks_exact(w.n_in).map(|weights| dot(row, weights)).collect()).collect()
 }
 
 /// Turns the pair (2i, 2i + 1) of every head of the row at position p by `p * theta^(-2i / head_dim)` (Su et al. 2021).
@@ -239,18 +224,9 @@ fn read(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<Vec
         return Err(misfit(vec![bytes.len() / info.dtype.size()]));
     }
     let data = match info.dtype {
-        DType::F32 => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-        DType::F16 => bytes
-            .chunks_exact(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        DType::BF16 => bytes
-            .chunks_exact(2)
-            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
+        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        DType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
     };
     Ok(data)
 }
@@ -265,10 +241,7 @@ impl Backend for NaiveBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            dtypes: &[DType::F32, DType::F16, DType::BF16],
-            skipped_laws: &[],
-        }
+        Capabilities { dtypes: &[DType::F32, DType::F16, DType::BF16], skipped_laws: &[] }
     }
 
     fn plan(&self, config: &ModelConfig, _dtype: DType, params: &LoadParams) -> MemoryPlan {

@@ -40,23 +40,13 @@ impl RandomWeights {
     /// A model of this shape, its tensors made each time that they are asked for.
     #[must_use]
     pub fn new(config: ModelConfig, dtype: DType, seed: u64) -> Self {
-        Self {
-            shapes: config.tensors().collect(),
-            config,
-            dtype,
-            seed,
-            kept: HashMap::new(),
-        }
+        Self { shapes: config.tensors().collect(), config, dtype, seed, kept: HashMap::new() }
     }
 
     /// The same model with every tensor made now and shared from then on, as a memory-mapped file would be.
     #[must_use]
     pub fn materialised(mut self) -> Self {
-        self.kept = self
-            .shapes
-            .iter()
-            .map(|(name, shape)| (name.clone(), self.make(name, shape)))
-            .collect();
+        self.kept = self.shapes.iter().map(|(name, shape)| (name.clone(), self.make(name, shape))).collect();
         self
     }
 
@@ -104,10 +94,7 @@ impl WeightSource for RandomWeights {
     }
 
     fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
-        Ok(TensorInfo {
-            dtype: self.dtype,
-            shape: self.shape(name)?.to_vec(),
-        })
+        Ok(TensorInfo { dtype: self.dtype, shape: self.shape(name)?.to_vec() })
     }
 
     fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
@@ -126,10 +113,7 @@ impl WeightSource for RandomWeights {
         out: &mut [u8],
     ) -> Result<(), WeightError> {
         let shape = self.shape(name)?;
-        let misfit = |what: String| WeightError::Slice {
-            tensor: name.to_owned(),
-            what,
-        };
+        let misfit = |what: String| WeightError::Slice { tensor: name.to_owned(), what };
         let Some(&len) = shape.get(dim) else {
             return Err(misfit(format!("dimension {dim} of shape {shape:?}")));
         };
@@ -164,9 +148,9 @@ struct Elements {
 impl Elements {
     fn of(seed: u64, name: &str, shape: &[usize]) -> Self {
         // FNV-1a over the name, from a start that the seed moves.
-        let key = name.bytes().fold(mix(seed), |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let key = name
+            .bytes()
+            .fold(mix(seed), |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         // A uniform number in -a..a has the standard deviation a / sqrt(3).
         let (mean, spread) = match shape {
             [_] => (1.0, 0.25),
@@ -174,11 +158,7 @@ impl Elements {
             [.., n_in] => (0.0, (3.0 / *n_in as f32).sqrt()),
             [] => (0.0, 1.0),
         };
-        Self {
-            key: mix(key),
-            mean,
-            spread,
-        }
+        Self { key: mix(key), mean, spread }
     }
 
     fn get(&self, i: usize) -> f32 {

@@ -102,12 +102,7 @@ impl Rig {
     pub(super) fn step(&mut self, feeds: &[Feed<'_>]) -> Checked<Vec<Rows>> {
         let runs: Vec<Run<'_>> = feeds
             .iter()
-            .map(|&(slot, tokens, want)| Run {
-                slot: Slot(slot),
-                start_pos: self.lens[slot],
-                tokens,
-                want,
-            })
+            .map(|&(slot, tokens, want)| Run { slot: Slot(slot), start_pos: self.lens[slot], tokens, want })
             .collect();
         self.model.forward(&Batch::new(&runs), &mut self.logits)?;
         for run in &runs {
@@ -150,9 +145,7 @@ pub(super) fn close(found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) -
     for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
         if found.len() != expected.len() {
             let (found, expected) = (found.len(), expected.len());
-            return Err(Broken(format!(
-                "row {row} has {found} logits, expected {expected}"
-            )));
+            return Err(Broken(format!("row {row} has {found} logits, expected {expected}")));
         }
         for (token, (found, expected)) in found.iter().zip(expected).enumerate() {
             let within = (found - expected).abs() <= tolerance;

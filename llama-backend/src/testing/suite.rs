@@ -26,10 +26,7 @@ pub struct Tolerance {
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self {
-            oracle: 1e-3,
-            routes: 1e-4,
-        }
+        Self { oracle: 1e-3, routes: 1e-4 }
     }
 }
 

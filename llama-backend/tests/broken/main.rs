@@ -30,10 +30,7 @@ const FAULTS: &[(Fault, &str)] = &[
     (Fault::NoneIsNotComputed, "rows_follow_wants"),
     (Fault::DecodesComeFirst, "mixed_prefill_and_decode_equal_apart"),
     (Fault::Noise, "same_input_same_bits"),
-    (
-        Fault::SkipsWorkOnThreeThreads,
-        "any_thread_count_gives_the_same_logits",
-    ),
+    (Fault::SkipsWorkOnThreeThreads, "any_thread_count_gives_the_same_logits"),
     (Fault::AddsToBuffer, "logits_buffer_is_overwritten"),
     (Fault::NoneKeepsRows, "logits_buffer_is_overwritten"),
     (Fault::StaleTail, "truncate_and_refeed_equals_fresh"),
@@ -51,10 +48,7 @@ const FAULTS: &[(Fault, &str)] = &[
     (Fault::LoadsAnything, "refuses_bad_weights"),
     (Fault::ForgetsParams, "model_says_what_it_was_loaded_with"),
     (Fault::PlansNoCache, "plan_grows_with_the_model"),
-    (
-        Fault::SharesStateBetweenModels,
-        "models_do_not_disturb_each_other",
-    ),
+    (Fault::SharesStateBetweenModels, "models_do_not_disturb_each_other"),
 ];
 
 #[test]
@@ -71,11 +65,7 @@ fn every_fault_is_caught_by_the_law_that_names_it() {
 #[test]
 fn every_law_can_fail() {
     for law in LAWS {
-        assert!(
-            FAULTS.iter().any(|&(_, named)| named == law.name),
-            "no fault breaks {}",
-            law.name
-        );
+        assert!(FAULTS.iter().any(|&(_, named)| named == law.name), "no fault breaks {}", law.name);
     }
 }
 
@@ -89,10 +79,7 @@ fn without_a_fault_the_same_model_keeps_every_law() {
 
 #[test]
 fn skipped_laws_are_not_checked() {
-    let backend = Skips(&[SkippedLaw {
-        law: "fork_equals_copy",
-        reason: "no fork",
-    }]);
+    let backend = Skips(&[SkippedLaw { law: "fork_equals_copy", reason: "no fork" }]);
     let suite = Suite::new(&backend, Tolerance::default());
     assert_eq!(suite.check("fork_equals_copy"), Ok(Outcome::Skipped("no fork")));
     assert_eq!(suite.check_skips(), Ok(()));
@@ -100,14 +87,8 @@ fn skipped_laws_are_not_checked() {
 
 #[test]
 fn skips_must_name_a_law_and_a_reason() {
-    let unknown = Skips(&[SkippedLaw {
-        law: "fork_equals_coppy",
-        reason: "no fork",
-    }]);
-    let silent = Skips(&[SkippedLaw {
-        law: "fork_equals_copy",
-        reason: " ",
-    }]);
+    let unknown = Skips(&[SkippedLaw { law: "fork_equals_coppy", reason: "no fork" }]);
+    let silent = Skips(&[SkippedLaw { law: "fork_equals_copy", reason: " " }]);
     for backend in [unknown, silent] {
         let suite = Suite::new(&backend, Tolerance::default());
         assert!(suite.check_skips().is_err(), "{backend:?}");
@@ -130,10 +111,7 @@ impl Backend for Skips {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            dtypes: &[],
-            skipped_laws: self.0,
-        }
+        Capabilities { dtypes: &[], skipped_laws: self.0 }
     }
 
     fn plan(&self, _: &ModelConfig, _: DType, _: &LoadParams) -> MemoryPlan {

@@ -80,14 +80,8 @@ impl Backend for FaultyBackend {
             }
             loaded => loaded?,
         };
-        let ModelSource::Weights(inner) = source else {
-            unreachable!("the naive backend took it")
-        };
-        let rewired = Rewired {
-            config: misread(model.config(), fault),
-            inner,
-            fault,
-        };
+        let ModelSource::Weights(inner) = source else { unreachable!("the naive backend took it") };
+        let rewired = Rewired { config: misread(model.config(), fault), inner, fault };
         if fault == Some(Fault::SharesStateBetweenModels) {
             SHARED.fetch_add(1, Ordering::SeqCst);
         }
@@ -145,11 +139,7 @@ impl Rewired {
     fn row(&self, name: &str, row: usize) -> usize {
         let head_dim = self.config.head_dim;
         let (head, i) = (row / head_dim, row % head_dim);
-        let (q, k, v) = (
-            name.contains(".wq."),
-            name.contains(".wk."),
-            name.contains(".wv."),
-        );
+        let (q, k, v) = (name.contains(".wq."), name.contains(".wk."), name.contains(".wv."));
         match self.fault {
             // Pair (i, i + head_dim / 2) instead of (2i, 2i + 1).
             Some(Fault::HalfSplitRope) if q || k => head * head_dim + i / 2 + i % 2 * (head_dim / 2),
@@ -287,11 +277,7 @@ impl Model for FaultyModel {
             checked => checked?,
         }
         let longest = batch.runs.iter().map(|run| run.tokens.len()).max().unwrap_or(0);
-        let mut rows: Vec<_> = batch
-            .runs
-            .iter()
-            .map(|run| (run, self.take(run, longest)))
-            .collect();
+        let mut rows: Vec<_> = batch.runs.iter().map(|run| (run, self.take(run, longest))).collect();
         self.slots.advance(batch);
         self.n_calls += 1;
 

@@ -83,9 +83,7 @@ impl Archive {
     /// Reads the directory and checks every entry against the file.
     pub(super) fn read(file: &[u8]) -> Result<Self, ArchiveError> {
         let (count, directory) = find_directory(file)?;
-        let mut rest = file
-            .get(directory)
-            .ok_or_else(|| damaged("its directory lies outside the file"))?;
+        let mut rest = file.get(directory).ok_or_else(|| damaged("its directory lies outside the file"))?;
         let mut entries = HashMap::new();
         for _ in 0..count {
             let (name, range, header_len) = read_entry(file, rest)?;
@@ -101,9 +99,7 @@ impl Archive {
             (Some(prefix), None) => prefix.to_owned(),
             (Some(_), Some(_)) => return Err(damaged("it has more than one data.pkl")),
             (None, _) => {
-                return Err(ArchiveError::NoEntry {
-                    entry: "data.pkl".to_owned(),
-                });
+                return Err(ArchiveError::NoEntry { entry: "data.pkl".to_owned() });
             }
         };
         Ok(Self { entries, prefix })
@@ -177,9 +173,7 @@ fn read_entry(file: &[u8], directory: &[u8]) -> Result<(String, Range<usize>, us
     let comment_len = field(u16_at(directory, 32))? as usize;
     let mut header = field(u32_at(directory, 42))?;
     let name_bytes = directory.get(46..46 + name_len).ok_or_else(short)?;
-    let extra = directory
-        .get(46 + name_len..46 + name_len + extra_len)
-        .ok_or_else(short)?;
+    let extra = directory.get(46 + name_len..46 + name_len + extra_len).ok_or_else(short)?;
     let header_len = 46 + name_len + extra_len + comment_len;
     if directory.len() < header_len {
         return Err(short());
@@ -203,15 +197,9 @@ fn read_entry(file: &[u8], directory: &[u8]) -> Result<(String, Range<usize>, us
         let how = format!("compressed (method {method})");
         return Err(ArchiveError::NotStored { entry: name, how });
     }
-    let lost = || {
-        damaged(format!(
-            "entry {name:?} ({size} bytes) does not lie within the file"
-        ))
-    };
+    let lost = || damaged(format!("entry {name:?} ({size} bytes) does not lie within the file"));
     if stored != size {
-        return Err(damaged(format!(
-            "entry {name:?} holds {stored} bytes and says {size}"
-        )));
+        return Err(damaged(format!("entry {name:?} holds {stored} bytes and says {size}")));
     }
     let local = range(header, 30, file.len()).ok_or_else(lost)?.start;
     let local_name_len = u16_at(file, local + 26).ok_or_else(lost)?;
@@ -219,12 +207,8 @@ fn read_entry(file: &[u8], directory: &[u8]) -> Result<(String, Range<usize>, us
     if !file[local..].starts_with(LOCAL_HEADER) || !file[local + 30..].starts_with(name_bytes) {
         return Err(lost());
     }
-    let data = range(
-        local as u64 + 30 + local_name_len + local_extra_len,
-        size,
-        file.len(),
-    )
-    .ok_or_else(lost)?;
+    let data =
+        range(local as u64 + 30 + local_name_len + local_extra_len, size, file.len()).ok_or_else(lost)?;
     Ok((name, data, header_len))
 }
 

@@ -20,19 +20,11 @@ pub(super) struct Blob {
 
 impl Blob {
     pub(super) fn new(path: &Path, data: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
-        Self {
-            path: path.into(),
-            data,
-            map: None,
-        }
+        Self { path: path.into(), data, map: None }
     }
 
     pub(super) fn mapped(path: &Path, map: Arc<Map>) -> Self {
-        Self {
-            path: path.into(),
-            data: map.clone(),
-            map: Some(map),
-        }
+        Self { path: path.into(), data: map.clone(), map: Some(map) }
     }
 
     /// Says that a range was copied and is not needed in memory for now.

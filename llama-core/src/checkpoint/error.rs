@@ -151,10 +151,9 @@ impl CheckpointError {
     pub fn is_malformed(&self) -> bool {
         match self {
             Self::Json { .. } | Self::Safetensors { .. } | Self::Layout { .. } => true,
-            Self::Archive { source, .. } => !matches!(
-                source,
-                ArchiveError::NotStored { .. } | ArchiveError::ByteOrder { .. }
-            ),
+            Self::Archive { source, .. } => {
+                !matches!(source, ArchiveError::NotStored { .. } | ArchiveError::ByteOrder { .. })
+            }
             Self::Pickle { source, .. } => {
                 !matches!(source, PickleError::Global { .. } | PickleError::Opcode { .. })
             }

@@ -53,10 +53,7 @@ pub(super) fn open(dir: &Path, has_index: bool) -> Result<(Weights, usize), Chec
         }
     }
     files.check_left_over()?;
-    Ok((
-        Weights::new(dir.to_owned(), config.model, tensors),
-        config.max_seq_len,
-    ))
+    Ok((Weights::new(dir.to_owned(), config.model, tensors), config.max_seq_len))
 }
 
 /// The name that Hugging Face gives a tensor.
@@ -92,10 +89,7 @@ impl Files {
     fn open(dir: &Path, has_index: bool) -> Result<Self, CheckpointError> {
         if !has_index {
             let file = safetensors::read(map(&dir.join(MODEL))?)?;
-            return Ok(Self {
-                files: vec![file],
-                index: None,
-            });
+            return Ok(Self { files: vec![file], index: None });
         }
         let path = dir.join(INDEX);
         let mut index = HashMap::new();
@@ -118,10 +112,7 @@ impl Files {
             }
             files.push(file);
         }
-        Ok(Self {
-            files,
-            index: Some((path, index)),
-        })
+        Ok(Self { files, index: Some((path, index)) })
     }
 
     /// Takes the tensor of this canonical name.
@@ -134,10 +125,9 @@ impl Files {
         };
         let file = match &self.index {
             None => 0,
-            Some((path, index)) => *index.get(&stored).ok_or_else(|| WeightError::Missing {
-                file: path.clone(),
-                tensor: stored.clone(),
-            })?,
+            Some((path, index)) => *index
+                .get(&stored)
+                .ok_or_else(|| WeightError::Missing { file: path.clone(), tensor: stored.clone() })?,
         };
         let view = self.files[file].take(&stored, &shape, order)?; // there is a file: `open` saw to it
         Ok(Tensor::new(view.dtype(), shape, Axis::Rows, vec![view]))
@@ -154,10 +144,7 @@ impl Files {
             // RoPE's frequencies follow from the configuration; old versions of transformers saved them.
             let mut names = file.tensors.keys();
             if let Some(tensor) = names.find(|name| !name.ends_with(".rotary_emb.inv_freq")) {
-                return Err(CheckpointError::ExtraTensor {
-                    file: file.blob.path(),
-                    tensor: tensor.clone(),
-                });
+                return Err(CheckpointError::ExtraTensor { file: file.blob.path(), tensor: tensor.clone() });
             }
         }
         Ok(())
@@ -240,11 +227,7 @@ fn read_config(file: &Blob) -> Result<Config, CheckpointError> {
         let expected = format!("between 1 and {MAX_POSITIONS}");
         return Err(fields.wrong("max_position_embeddings", max_seq_len, expected));
     }
-    Ok(Config {
-        model,
-        max_seq_len,
-        tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-    })
+    Ok(Config { model, max_seq_len, tied: fields.flag("tie_word_embeddings")?.unwrap_or(false) })
 }
 
 /// Checks a field that has one of these values in every Llama 2 model, or is absent.

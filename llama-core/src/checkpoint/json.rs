@@ -32,12 +32,9 @@ impl Fields {
         match serde_json::from_slice(text) {
             Ok(map) => Ok(Self { file, map }),
             Err(source) => Err(match no_number(text, &source) {
-                Some((field, found)) => CheckpointError::Field {
-                    file,
-                    field,
-                    found,
-                    expected: "a finite number".to_owned(),
-                },
+                Some((field, found)) => {
+                    CheckpointError::Field { file, field, found, expected: "a finite number".to_owned() }
+                }
                 None => CheckpointError::Json { file, source },
             }),
         }
@@ -45,10 +42,7 @@ impl Fields {
 
     /// An object within the object.
     pub(super) fn nested(&self, map: Map<String, Value>) -> Self {
-        Self {
-            file: self.file.clone(),
-            map,
-        }
+        Self { file: self.file.clone(), map }
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -94,27 +88,18 @@ impl Fields {
 
     /// Takes a field without which there is no model.
     pub(super) fn required_size(&mut self, field: &str) -> Result<usize, CheckpointError> {
-        self.size(field)?
-            .ok_or_else(|| self.wrong(field, "absent", "a whole number"))
+        self.size(field)?.ok_or_else(|| self.wrong(field, "absent", "a whole number"))
     }
 
     pub(super) fn number(&mut self, field: &str) -> Result<Option<f64>, CheckpointError> {
         self.take(field)
-            .map(|value| {
-                value
-                    .as_f64()
-                    .ok_or_else(|| self.wrong(field, &value, "a number"))
-            })
+            .map(|value| value.as_f64().ok_or_else(|| self.wrong(field, &value, "a number")))
             .transpose()
     }
 
     pub(super) fn flag(&mut self, field: &str) -> Result<Option<bool>, CheckpointError> {
         self.take(field)
-            .map(|value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| self.wrong(field, &value, "true or false"))
-            })
+            .map(|value| value.as_bool().ok_or_else(|| self.wrong(field, &value, "true or false")))
             .transpose()
     }
 
@@ -137,9 +122,8 @@ fn no_number(text: &[u8], error: &serde_json::Error) -> Option<(String, String)>
     let stopped = text.get(..(line_start + error.column()).min(text.len()))?;
     let colon = stopped.rfind(':')?;
     let value = text[colon + 1..].trim_start();
-    let value = &value[..value
-        .find(|c: char| matches!(c, ',' | '}' | ']') || c.is_whitespace())
-        .unwrap_or(value.len())];
+    let value = &value
+        [..value.find(|c: char| matches!(c, ',' | '}' | ']') || c.is_whitespace()).unwrap_or(value.len())];
     // Rust reads Python's spellings, and makes infinity of what is out of range.
     let number: f64 = value.parse().ok()?;
     let field = text[..colon].trim_end().strip_suffix('"')?;

@@ -26,9 +26,7 @@ pub(super) fn is_shard(name: &str) -> bool {
 pub(super) fn open(dir: &Path, mut shards: Vec<String>) -> Result<Weights, CheckpointError> {
     shards.sort();
     // Meta numbers them with two digits.
-    let expected: Vec<_> = (0..shards.len())
-        .map(|i| format!("consolidated.{i:02}.pth"))
-        .collect();
+    let expected: Vec<_> = (0..shards.len()).map(|i| format!("consolidated.{i:02}.pth")).collect();
     if shards != expected {
         return Err(CheckpointError::Shards {
             dir: dir.to_owned(),
@@ -37,10 +35,7 @@ pub(super) fn open(dir: &Path, mut shards: Vec<String>) -> Result<Weights, Check
         });
     }
     let params = map(&dir.join(PARAMS))?;
-    let shards: Vec<_> = shards
-        .iter()
-        .map(|name| map(&dir.join(name)))
-        .collect::<Result<_, _>>()?;
+    let shards: Vec<_> = shards.iter().map(|name| map(&dir.join(name))).collect::<Result<_, _>>()?;
     join(dir, &params, shards)
 }
 
@@ -48,10 +43,9 @@ pub(super) fn open(dir: &Path, mut shards: Vec<String>) -> Result<Weights, Check
 pub(super) fn join(root: &Path, params: &Blob, shards: Vec<Blob>) -> Result<Weights, CheckpointError> {
     let mut shards: Vec<_> = shards.into_iter().map(pth::read).collect::<Result<_, _>>()?;
     let config = read_params(params, &shards)?;
-    config.validate().map_err(|source| CheckpointError::Config {
-        file: params.path(),
-        source: Box::new(source),
-    })?;
+    config
+        .validate()
+        .map_err(|source| CheckpointError::Config { file: params.path(), source: Box::new(source) })?;
     let mut tensors = HashMap::new();
     for (name, shape) in config.tensors() {
         let tensor = join_tensor(root, &mut shards, &name, shape)?;
@@ -60,10 +54,7 @@ pub(super) fn join(root: &Path, params: &Blob, shards: Vec<Blob>) -> Result<Weig
     for shard in &shards {
         // RoPE's frequencies follow from the configuration; Meta's files have them all the same.
         if let Some(tensor) = shard.tensors.keys().find(|name| *name != "rope.freqs") {
-            return Err(CheckpointError::ExtraTensor {
-                file: shard.blob.path(),
-                tensor: tensor.clone(),
-            });
+            return Err(CheckpointError::ExtraTensor { file: shard.blob.path(), tensor: tensor.clone() });
         }
     }
     Ok(Weights::new(root.to_owned(), config, tensors))
@@ -177,14 +168,10 @@ fn read_params(params: &Blob, shards: &[FileTensors]) -> Result<ModelConfig, Che
 
 fn embedding_rows(shards: &[FileTensors]) -> Result<usize, CheckpointError> {
     let name = "tok_embeddings.weight";
-    let rows = shards
-        .first()
-        .and_then(|shard| shard.tensors.get(name)?.shape.first());
+    let rows = shards.first().and_then(|shard| shard.tensors.get(name)?.shape.first());
     rows.copied().ok_or_else(|| {
         CheckpointError::Weights(WeightError::Missing {
-            file: shards
-                .first()
-                .map_or_else(PathBuf::new, |shard| shard.blob.path()),
+            file: shards.first().map_or_else(PathBuf::new, |shard| shard.blob.path()),
             tensor: name.to_owned(),
         })
     })

@@ -39,10 +39,8 @@ impl Map {
             // - `DontNeed` is unsound where it discards what was written to memory; this map is read-only and a file stands
             //   behind each page, so that the next access reads the same bytes from it;
             // - the range lies within the map: memmap2 passes it on to the system, which refuses any other.
-            let advised = unsafe {
-                self.0
-                    .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
-            };
+            let advised =
+                unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
             // Advice that is not taken costs nothing but what it was meant to save.
             let _ = advised;
         }
@@ -56,16 +54,10 @@ impl Map {
 /// The file must not be changed or shortened while the map is in use: its tensors would change with it, and reading a page
 /// that is gone ends the process (`SIGBUS` on Unix). Replacing the file by another under the same name is harmless.
 pub(super) fn map(path: &Path) -> Result<Blob, CheckpointError> {
-    let failed = |source| CheckpointError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| CheckpointError::Io { path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }
     let file = File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.len() == 0 {

@@ -115,11 +115,7 @@ pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint, CheckpointError> {
     let dir = dir.as_ref();
     let names = list(dir)?;
     let has = |name: &str| names.contains(name);
-    let shards: Vec<String> = names
-        .iter()
-        .filter(|name| meta::is_shard(name))
-        .cloned()
-        .collect();
+    let shards: Vec<String> = names.iter().filter(|name| meta::is_shard(name)).cloned().collect();
 
     let format = sniff(dir, &names, &shards)?;
     let (weights, max_seq_len) = match format {
@@ -129,9 +125,7 @@ pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint, CheckpointError> {
             (weights, Some(max_seq_len))
         }
     };
-    let tokenizer = ["tokenizer.model", "tokenizer.json"]
-        .into_iter()
-        .find(|name| has(name));
+    let tokenizer = ["tokenizer.model", "tokenizer.json"].into_iter().find(|name| has(name));
     Ok(Checkpoint {
         weights: Arc::new(weights),
         format,
@@ -224,10 +218,7 @@ const MAX_NAMES: usize = 20;
 
 /// The names of a folder's entries, in order.
 fn list(dir: &Path) -> Result<BTreeSet<String>, CheckpointError> {
-    let failed = |source| CheckpointError::Io {
-        path: dir.to_owned(),
-        source,
-    };
+    let failed = |source| CheckpointError::Io { path: dir.to_owned(), source };
     if dir.is_file() {
         let path = dir.to_owned();
         return Err(CheckpointError::NotAFolder { path });

@@ -131,10 +131,7 @@ impl Global {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
             ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch", name) => STORAGES
-                .into_iter()
-                .find(|&class| class == name)
-                .map(Self::Storage),
+            ("torch", name) => STORAGES.into_iter().find(|&class| class == name).map(Self::Storage),
             _ => None,
         }
     }
@@ -158,22 +155,15 @@ impl<'a> Pickle<'a> {
 
     /// The tensors of a dictionary of tensors, in the file's order.
     pub(super) fn tensors(&self) -> Result<Vec<(&'a str, &PickledTensor<'a>)>, PickleError> {
-        let wrong = |found: String| PickleError::Content {
-            found,
-            expected: "a dictionary of tensors by name",
-        };
-        let entries = self
-            .dict(self.value)
-            .ok_or_else(|| wrong(self.describe(self.value)))?;
+        let wrong =
+            |found: String| PickleError::Content { found, expected: "a dictionary of tensors by name" };
+        let entries = self.dict(self.value).ok_or_else(|| wrong(self.describe(self.value)))?;
         entries
             .iter()
             .map(|&(key, value)| match (key, self.object(value)) {
                 (Value::Str(name), Some(Object::Tensor(tensor))) => Ok((name, tensor)),
                 (Value::Str(name), _) => Err(wrong(format!("{} at key {name:?}", self.describe(value)))),
-                _ => Err(wrong(format!(
-                    "a dictionary with {} as a key",
-                    self.describe(key)
-                ))),
+                _ => Err(wrong(format!("a dictionary with {} as a key", self.describe(key)))),
             })
             .collect()
     }

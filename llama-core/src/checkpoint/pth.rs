@@ -25,10 +25,7 @@ pub(super) fn read(blob: Blob) -> Result<FileTensors, CheckpointError> {
         read_zip(&blob)?
     } else if matches!(
         Pickle::read(&file[..file.len().min(32)]),
-        Ok(Pickle {
-            value: Value::Int(LEGACY_MAGIC),
-            ..
-        })
+        Ok(Pickle { value: Value::Int(LEGACY_MAGIC), .. })
     ) {
         read_legacy(&blob)?
     } else {
@@ -53,18 +50,13 @@ fn read_zip(blob: &Blob) -> Result<HashMap<String, Stored>, CheckpointError> {
     // `entry` gives ranges within the file.
     let pickle = &file[archive.entry("data.pkl").map_err(failed)?];
     let pickle = Pickle::read(pickle).map_err(|source| pickle_error(blob, source))?;
-    tensors(blob, &pickle, |storage| {
-        archive.entry(&format!("data/{}", storage.key)).map_err(failed)
-    })
+    tensors(blob, &pickle, |storage| archive.entry(&format!("data/{}", storage.key)).map_err(failed))
 }
 
 fn read_legacy(blob: &Blob) -> Result<HashMap<String, Stored>, CheckpointError> {
     let file = blob.bytes();
     let failed = |source| pickle_error(blob, source);
-    let content = |found: &str, expected| PickleError::Content {
-        found: found.to_owned(),
-        expected,
-    };
+    let content = |found: &str, expected| PickleError::Content { found: found.to_owned(), expected };
     let mut at = 0;
     let mut next = || {
         // A pickle ends within what it was given.
@@ -82,9 +74,7 @@ fn read_legacy(blob: &Blob) -> Result<HashMap<String, Stored>, CheckpointError> 
     }
     let pickle = next().map_err(failed)?;
     let keys = next().map_err(failed)?;
-    let keys = keys
-        .strings()
-        .ok_or_else(|| failed(content("something else", "the list of storages")))?;
+    let keys = keys.strings().ok_or_else(|| failed(content("something else", "the list of storages")))?;
 
     // The storages follow in the order of their keys, and only the tensors know how large their elements are.
     let sizes: HashMap<&str, usize> = pickle
@@ -122,15 +112,10 @@ fn tensors(
 ) -> Result<HashMap<String, Stored>, CheckpointError> {
     let mut tensors = HashMap::new();
     for (name, tensor) in pickle.tensors().map_err(|source| pickle_error(blob, source))? {
-        let wrong = |what: String| CheckpointError::Layout {
-            file: blob.path(),
-            tensor: name.to_owned(),
-            what,
-        };
+        let wrong =
+            |what: String| CheckpointError::Layout { file: blob.path(), tensor: name.to_owned(), what };
         let place = place(&tensor.storage)?;
-        let Storage {
-            class, n_elements, ..
-        } = tensor.storage;
+        let Storage { class, n_elements, .. } = tensor.storage;
         let size = element_size(class);
         if n_elements.checked_mul(size) != Some(place.len()) {
             return Err(wrong(format!(
@@ -161,17 +146,10 @@ fn tensors(
 /// Whether a view lies within its storage and has no more elements than it: strides of zero could make a few bytes look
 /// like any number of elements.
 fn lies_within(tensor: &PickledTensor<'_>, n_elements: usize) -> bool {
-    let count = tensor
-        .shape
-        .iter()
-        .try_fold(1_usize, |count, &dim| count.checked_mul(dim));
-    let last = tensor
-        .shape
-        .iter()
-        .zip(&tensor.strides)
-        .try_fold(tensor.offset, |last, (&dim, &stride)| {
-            last.checked_add(dim.checked_sub(1)?.checked_mul(stride)?)
-        });
+    let count = tensor.shape.iter().try_fold(1_usize, |count, &dim| count.checked_mul(dim));
+    let last = tensor.shape.iter().zip(&tensor.strides).try_fold(tensor.offset, |last, (&dim, &stride)| {
+        last.checked_add(dim.checked_sub(1)?.checked_mul(stride)?)
+    });
     tensor.shape.len() == tensor.strides.len()
         && count.is_some_and(|count| count <= n_elements)
         && last.is_some_and(|last| last < n_elements)
@@ -197,15 +175,9 @@ fn element_size(class: &str) -> usize {
 }
 
 fn archive_error(blob: &Blob, source: ArchiveError) -> CheckpointError {
-    CheckpointError::Archive {
-        file: blob.path(),
-        source,
-    }
+    CheckpointError::Archive { file: blob.path(), source }
 }
 
 fn pickle_error(blob: &Blob, source: PickleError) -> CheckpointError {
-    CheckpointError::Pickle {
-        file: blob.path(),
-        source,
-    }
+    CheckpointError::Pickle { file: blob.path(), source }
 }

@@ -21,17 +21,13 @@ const MAX_HEADER_LEN: usize = 16 << 20;
 pub(super) fn read(blob: Blob) -> Result<FileTensors, CheckpointError> {
     match read_header(blob.bytes()) {
         Ok(tensors) => Ok(FileTensors { blob, tensors }),
-        Err(source) => Err(CheckpointError::Safetensors {
-            file: blob.path(),
-            source,
-        }),
+        Err(source) => Err(CheckpointError::Safetensors { file: blob.path(), source }),
     }
 }
 
 fn read_header(file: &[u8]) -> Result<HashMap<String, Stored>, Box<dyn Error + Send + Sync>> {
-    let (header_len, rest) = file
-        .split_first_chunk()
-        .ok_or("the file ends within the length of its header")?;
+    let (header_len, rest) =
+        file.split_first_chunk().ok_or("the file ends within the length of its header")?;
     let header_len = usize::try_from(u64::from_le_bytes(*header_len))
         .ok()
         .filter(|&len| len <= MAX_HEADER_LEN)
@@ -43,11 +39,7 @@ fn read_header(file: &[u8]) -> Result<HashMap<String, Stored>, Box<dyn Error + S
     let metadata: Metadata = serde_json::from_slice(header)?;
     if metadata.data_len() != data.len() {
         let expected = metadata.data_len();
-        return Err(format!(
-            "the file holds {} bytes of tensors, expected {expected}",
-            data.len()
-        )
-        .into());
+        return Err(format!("the file holds {} bytes of tensors, expected {expected}", data.len()).into());
     }
     let data_start = file.len() - data.len();
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {

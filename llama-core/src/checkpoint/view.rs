@@ -65,10 +65,10 @@ impl FileTensors {
         order: RowOrder,
     ) -> Result<View, WeightError> {
         let file = || self.blob.path();
-        let stored = self.tensors.remove(tensor).ok_or_else(|| WeightError::Missing {
-            file: file(),
-            tensor: tensor.to_owned(),
-        })?;
+        let stored = self
+            .tensors
+            .remove(tensor)
+            .ok_or_else(|| WeightError::Missing { file: file(), tensor: tensor.to_owned() })?;
         let Some(dtype) = stored.dtype else {
             return Err(WeightError::DType {
                 file: file(),

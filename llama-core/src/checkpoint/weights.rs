@@ -33,11 +33,7 @@ pub(super) struct Tensor {
 impl Tensor {
     /// Parts of one type, which together have this shape.
     pub(super) fn new(dtype: DType, shape: Vec<usize>, axis: Axis, parts: Vec<View>) -> Self {
-        Self {
-            info: TensorInfo { dtype, shape },
-            axis,
-            parts,
-        }
+        Self { info: TensorInfo { dtype, shape }, axis, parts }
     }
 
     /// Rows and columns; a vector is one row.
@@ -95,18 +91,13 @@ pub(super) struct Weights {
 impl Weights {
     /// `tensors` holds each of [`ModelConfig::tensors`] with its shape.
     pub(super) fn new(root: PathBuf, config: ModelConfig, tensors: HashMap<String, Tensor>) -> Self {
-        Self {
-            config,
-            tensors,
-            root,
-        }
+        Self { config, tensors, root }
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor, WeightError> {
-        self.tensors.get(name).ok_or_else(|| WeightError::Missing {
-            file: self.root.clone(),
-            tensor: name.to_owned(),
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| WeightError::Missing { file: self.root.clone(), tensor: name.to_owned() })
     }
 
     fn gather(
@@ -148,13 +139,7 @@ impl WeightSource for Weights {
         let len = n_rows * n_cols * tensor.info.dtype.size();
         let mut buffer = vec![0; len + ALIGN];
         let start = buffer.as_ptr().addr().next_multiple_of(ALIGN) - buffer.as_ptr().addr();
-        self.gather(
-            name,
-            tensor,
-            &(0..n_rows),
-            &(0..n_cols),
-            &mut buffer[start..start + len],
-        )?;
+        self.gather(name, tensor, &(0..n_rows), &(0..n_cols), &mut buffer[start..start + len])?;
         WeightBytes::new(Arc::new(buffer), start..start + len).ok_or_else(|| WeightError::Read {
             file: self.root.clone(),
             tensor: name.to_owned(),
@@ -170,18 +155,13 @@ impl WeightSource for Weights {
         out: &mut [u8],
     ) -> Result<(), WeightError> {
         let tensor = self.tensor(name)?;
-        let wrong = |what: String| WeightError::Slice {
-            tensor: name.to_owned(),
-            what,
-        };
+        let wrong = |what: String| WeightError::Slice { tensor: name.to_owned(), what };
         let shape = &tensor.info.shape;
         let Some(&len) = shape.get(dim) else {
             return Err(wrong(format!("no dimension {dim} in shape {shape:?}")));
         };
         if range.start > range.end || range.end > len {
-            return Err(wrong(format!(
-                "no range {range:?} in dimension {dim} of shape {shape:?}"
-            )));
+            return Err(wrong(format!("no range {range:?} in dimension {dim} of shape {shape:?}")));
         }
         let (n_rows, n_cols) = tensor.extent();
         let (rows, cols) = match (&**shape, dim) {
@@ -190,10 +170,7 @@ impl WeightSource for Weights {
         };
         let expected = rows.len() * cols.len() * tensor.info.dtype.size();
         if out.len() != expected {
-            return Err(wrong(format!(
-                "a buffer of {} bytes, expected {expected}",
-                out.len()
-            )));
+            return Err(wrong(format!("a buffer of {} bytes, expected {expected}", out.len())));
         }
         self.gather(name, tensor, &rows, &cols, out)
     }

@@ -166,11 +166,9 @@ impl Worker {
                 }
             }
             Command::Cancel(id) => {
-                if let Some(active) = self.active.get(&id) {
-                    let _ = active.events.send(Event::Failed(GenerateError::Cancelled));
-                    // A slot that cannot be freed shows at the next step.
-                    let _ = self.end(id);
-                }
+                self.tell(id, Event::Failed(GenerateError::Cancelled));
+                // A slot that cannot be freed shows at the next step.
+                let _ = self.end(id);
             }
         }
     }
@@ -212,8 +210,12 @@ impl Worker {
             let n_rows = step.want.n_rows(step.n_tokens);
             let goes_on = match self.active.get_mut(&step.id) {
                 Some(active) => active.take(step, first_row, &self.logits, self.max_seq_len),
-                None => GoesOn::Ended,
+                None => Ok(GoesOn::Ended),
             };
+            let goes_on = goes_on.unwrap_or_else(|error| {
+                self.tell(step.id, Event::Failed(error));
+                GoesOn::Ended
+            });
             first_row += n_rows;
             match goes_on {
                 GoesOn::Prefill => {}
@@ -241,12 +243,17 @@ impl Worker {
     fn fail(&mut self, steps: &[Step], error: BackendError) -> Result<(), BackendError> {
         let error = Arc::new(error);
         for step in steps {
-            if let Some(active) = self.active.get(&step.id) {
-                let _ = active.events.send(Event::Failed(GenerateError::Backend(Arc::clone(&error))));
-            }
+            self.tell(step.id, Event::Failed(GenerateError::Backend(Arc::clone(&error))));
             self.end(step.id)?;
         }
         Ok(())
+    }
+
+    /// A listener that left is no failure.
+    fn tell(&self, id: RequestId, event: Event) {
+        if let Some(active) = self.active.get(&id) {
+            let _ = active.events.send(event);
+        }
     }
 
     fn end(&mut self, id: RequestId) -> Result<(), BackendError> {
@@ -267,57 +274,56 @@ enum GoesOn {
 
 impl Active {
     /// Takes the step's rows of logits, which start at `first_row`: prompt logprobs from some, the next token from the last.
-    fn take(&mut self, step: &Step, first_row: usize, logits: &Logits, max_seq_len: usize) -> GoesOn {
+    fn take(
+        &mut self,
+        step: &Step,
+        first_row: usize,
+        logits: &Logits,
+        max_seq_len: usize,
+    ) -> Result<GoesOn, GenerateError> {
         let end_pos = step.start_pos + step.n_tokens;
         let prompt_len = self.request.prompt.len();
         if self.request.prompt_logprobs && step.start_pos < prompt_len {
             // Row i holds what the model expects at position start_pos + i + 1.
             for (i, row) in logits.rows().skip(first_row).take(step.n_tokens).enumerate() {
                 if let Some(&next) = self.request.prompt.get(step.start_pos + i + 1) {
-                    self.prompt_logprobs.push(log_softmax_at(row, next));
+                    self.prompt_logprobs.push(log_softmax_at(row, next)?);
                 }
             }
         }
         if end_pos < self.request.n_prefill() {
-            return GoesOn::Prefill;
+            return Ok(GoesOn::Prefill);
         }
         if end_pos == self.request.n_prefill() {
             self.send_prompt_logprobs(&self.prompt_logprobs);
         }
         if self.request.max_gen_len == 0 {
-            return self.finish(FinishReason::Length);
+            return Ok(self.finish(FinishReason::Length));
         }
         let last_row = first_row + step.want.n_rows(step.n_tokens) - 1; // this step wanted its last row
-        let Some(row) = logits.row(last_row) else {
-            let _ = self.events.send(Event::Failed(GenerateError::Stopped));
-            return GoesOn::Ended;
-        };
+        let row = logits
+            .row(last_row)
+            .ok_or(GenerateError::MissingLogits { row: last_row, n_rows: logits.n_rows() })?;
         self.sample(row, max_seq_len)
     }
 
-    fn sample(&mut self, row: &[f32], max_seq_len: usize) -> GoesOn {
-        let id = match self.sampler.sample(row) {
-            Ok(id) => id,
-            Err(error) => {
-                let _ = self.events.send(Event::Failed(error.into()));
-                return GoesOn::Ended;
-            }
-        };
+    fn sample(&mut self, row: &[f32], max_seq_len: usize) -> Result<GoesOn, GenerateError> {
+        let id = self.sampler.sample(row)?;
         if id == self.request.eos_id {
-            return self.finish(FinishReason::Stop);
+            return Ok(self.finish(FinishReason::Stop));
         }
-        let logprob = self.request.logprobs.then(|| log_softmax_at(row, id));
+        let logprob = self.request.logprobs.then(|| log_softmax_at(row, id)).transpose()?;
         self.history.push(id);
         if self.events.send(Event::Token { id, logprob }).is_err() {
-            return GoesOn::Ended; // nobody listens any more
+            return Ok(GoesOn::Ended); // nobody listens any more
         }
         if self.history.len() - self.request.prompt.len() == self.request.max_gen_len {
-            return self.finish(FinishReason::Length);
+            return Ok(self.finish(FinishReason::Length));
         }
         if self.history.len() == max_seq_len {
-            return self.finish(FinishReason::Context);
+            return Ok(self.finish(FinishReason::Context));
         }
-        GoesOn::Decode
+        Ok(GoesOn::Decode)
     }
 
     fn send_prompt_logprobs(&self, logprobs: &[f32]) {

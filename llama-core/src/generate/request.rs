@@ -94,6 +94,14 @@ pub enum GenerateError {
     /// The backend failed in a step that this request was a part of.
     #[error("the forward pass failed: {0}")]
     Backend(std::sync::Arc<BackendError>),
+    /// The backend gave fewer rows of logits than it was asked for.
+    #[error("the backend gave {n_rows} rows of logits, row {row} is missing")]
+    MissingLogits {
+        /// The row that is missing.
+        row: usize,
+        /// The rows that are there.
+        n_rows: usize,
+    },
     /// No token could be chosen from the logits.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

@@ -220,7 +220,9 @@ fn prompt_logprobs_ask_for_a_chunk_of_rows_at_a_time() {
 #[test]
 fn nothing_is_computed_for_nothing() {
     let stage = stage(8, 1, false);
-    assert!(matches!(&run(&stage, vec![request(&[3; 8], 0)])[0], (tokens, Ok(FinishReason::Length)) if tokens.is_empty()));
+    assert!(
+        matches!(&run(&stage, vec![request(&[3; 8], 0)])[0], (tokens, Ok(FinishReason::Length)) if tokens.is_empty())
+    );
     assert!(stage.seen.lock().unwrap().is_empty());
 }
 

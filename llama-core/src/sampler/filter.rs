@@ -57,10 +57,7 @@ pub fn softmax(logits: &mut [f32], temperature: f64) -> Result<(), SamplingError
     let divisor = temperature as f32;
     let scaled = greatest / divisor;
     if !scaled.is_finite() {
-        return Err(SamplingError::Overflow {
-            logit: greatest,
-            temperature,
-        });
+        return Err(SamplingError::Overflow { logit: greatest, temperature });
     }
     let mut sum = 0.0f64;
     for logit in logits.iter_mut() {
@@ -109,10 +106,7 @@ const FIRST_STEP: usize = 64;
 /// selected in steps until the sum is reached. The order is total (ties by id), hence the same as of a full sort.
 pub(super) fn top_p_into(probs: &[f32], top_p: f64, kept: &mut Vec<Kept>) {
     kept.clear();
-    kept.extend((0..).zip(probs).map(|(id, &prob)| Kept {
-        id: TokenId(id),
-        prob,
-    }));
+    kept.extend((0..).zip(probs).map(|(id, &prob)| Kept { id: TokenId(id), prob }));
     let order = |a: &Kept, b: &Kept| -> Ordering { b.prob.total_cmp(&a.prob).then(a.id.0.cmp(&b.id.0)) };
     let top_p = top_p as f32;
     // From 1 on nearly all are kept: sort at once.

@@ -24,10 +24,7 @@ use super::{SamplingError, argmax};
 /// # Ok::<(), llama_core::sampler::SamplingError>(())
 /// ```
 pub fn log_softmax_at(logits: &[f32], id: TokenId) -> Result<f32, SamplingError> {
-    let out_of_range = SamplingError::IdOutOfRange {
-        id,
-        vocab_size: logits.len(),
-    };
+    let out_of_range = SamplingError::IdOutOfRange { id, vocab_size: logits.len() };
     let logit = *logits.get(id.0 as usize).ok_or(out_of_range)?;
     Ok((f64::from(logit) - log_sum_exp(logits)?) as f32)
 }
@@ -49,16 +46,8 @@ pub fn log_softmax_at(logits: &[f32], id: TokenId) -> Result<f32, SamplingError>
 pub fn log_sum_exp(logits: &[f32]) -> Result<f64, SamplingError> {
     let greatest = logits[argmax(logits)?.0 as usize]; // argmax gives an index of logits
     if !greatest.is_finite() {
-        return Err(SamplingError::Overflow {
-            logit: greatest,
-            temperature: 1.0,
-        });
+        return Err(SamplingError::Overflow { logit: greatest, temperature: 1.0 });
     }
     let greatest = f64::from(greatest);
-    Ok(greatest
-        + logits
-            .iter()
-            .map(|&logit| (f64::from(logit) - greatest).exp())
-            .sum::<f64>()
-            .ln())
+    Ok(greatest + logits.iter().map(|&logit| (f64::from(logit) - greatest).exp()).sum::<f64>().ln())
 }

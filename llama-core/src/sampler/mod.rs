@@ -36,10 +36,7 @@ pub struct SamplingOptions {
 
 impl Default for SamplingOptions {
     fn default() -> SamplingOptions {
-        SamplingOptions {
-            temperature: 0.6,
-            top_p: 0.9,
-        }
+        SamplingOptions { temperature: 0.6, top_p: 0.9 }
     }
 }
 
@@ -114,12 +111,7 @@ impl Sampler {
         key[..8].copy_from_slice(&seed.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
         rng.set_stream(row);
-        Ok(Sampler {
-            options,
-            rng,
-            probs: Vec::new(),
-            kept: Vec::new(),
-        })
+        Ok(Sampler { options, rng, probs: Vec::new(), kept: Vec::new() })
     }
 
     /// The options.

@@ -32,10 +32,7 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     pub(super) fn new(tokenizer: Tokenizer) -> Detokenizer {
-        Detokenizer {
-            tokenizer,
-            state: State::default(),
-        }
+        Detokenizer { tokenizer, state: State::default() }
     }
 
     /// The text that this id makes certain: often its piece, nothing while a character is incomplete, more when

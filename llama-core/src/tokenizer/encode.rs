@@ -44,22 +44,11 @@ impl Encoder {
                 (merges_of_scores(vocab, &lone)?, lone)
             }
         };
-        let mut entries: BpeVocab = vocab
-            .normal
-            .iter()
-            .map(|(text, &id)| (text.clone(), id))
-            .collect();
-        entries.extend(
-            vocab
-                .bytes
-                .iter()
-                .map(|&id| (vocab.pieces[id.0 as usize].text.clone(), id.0)),
-        );
+        let mut entries: BpeVocab = vocab.normal.iter().map(|(text, &id)| (text.clone(), id)).collect();
+        entries.extend(vocab.bytes.iter().map(|&id| (vocab.pieces[id.0 as usize].text.clone(), id.0)));
         for (id, &c) in (vocab.pieces.len()..).zip(&lone) {
-            let id = u32::try_from(id).map_err(|_| TokenizerError::BadPiece {
-                id,
-                problem: "has an id beyond 32 bits",
-            })?;
+            let id = u32::try_from(id)
+                .map_err(|_| TokenizerError::BadPiece { id, problem: "has an id beyond 32 bits" })?;
             entries.insert(c.to_string(), id);
         }
         let bpe = BPE::builder()
@@ -93,11 +82,7 @@ impl Encoder {
 /// SentencePiece's `Normalizer::Normalize` for the identity map: what happens to spaces.
 pub(super) fn normalize(text: &str, rules: &Rules) -> String {
     let space = if rules.escape_whitespaces { SPACE } else { ' ' };
-    let text = if rules.remove_extra_whitespaces {
-        text.trim_start_matches(' ')
-    } else {
-        text
-    };
+    let text = if rules.remove_extra_whitespaces { text.trim_start_matches(' ') } else { text };
     if text.is_empty() {
         return String::new();
     }
@@ -169,11 +154,7 @@ fn merges_of_scores(vocab: &Vocab, lone: &[char]) -> Result<Merges, TokenizerErr
             made.push((vocab.pieces[id as usize].score.unwrap_or(0.0) + 0.0, text, cuts));
         }
     }
-    made.sort_by(|a, b| {
-        b.0.total_cmp(&a.0)
-            .then(b.1.len().cmp(&a.1.len()))
-            .then(a.1.cmp(b.1))
-    });
+    made.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.len().cmp(&a.1.len())).then(a.1.cmp(b.1)));
     for pair in made.windows(2) {
         let ((score, first, _), (other, second, _)) = (&pair[0], &pair[1]);
         if score == other && (run_of(first).is_none() || run_of(first) != run_of(second)) {
@@ -184,10 +165,9 @@ fn merges_of_scores(vocab: &Vocab, lone: &[char]) -> Result<Merges, TokenizerErr
             });
         }
     }
-    let pairs = made.iter().flat_map(|(_, text, cuts)| {
-        cuts.iter()
-            .map(|&at| (text[..at].to_owned(), text[at..].to_owned()))
-    });
+    let pairs = made
+        .iter()
+        .flat_map(|(_, text, cuts)| cuts.iter().map(|&at| (text[..at].to_owned(), text[at..].to_owned())));
     Ok(pairs.collect())
 }
 

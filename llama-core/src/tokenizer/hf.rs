@@ -74,21 +74,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         (model.byte_fallback, "byte fallback", "off", "on"),
         (model.dropout.is_none_or(|p| p == 0.0), "dropout", "set", "none"),
         (
-            model
-                .continuing_subword_prefix
-                .as_deref()
-                .unwrap_or("")
-                .is_empty(),
+            model.continuing_subword_prefix.as_deref().unwrap_or("").is_empty(),
             "a subword prefix",
             "set",
             "none",
         ),
-        (
-            model.end_of_word_suffix.as_deref().unwrap_or("").is_empty(),
-            "a word suffix",
-            "set",
-            "none",
-        ),
+        (model.end_of_word_suffix.as_deref().unwrap_or("").is_empty(), "a word suffix", "set", "none"),
         (!model.ignore_merges, "ignore_merges", "on", "off"),
     ];
     for (supported, what, found, wanted) in settings {
@@ -97,10 +88,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         }
     }
     let rules = rules(&file.normalizer, &file.pre_tokenizer)?;
-    let names = SpecialNames {
-        unk: model.unk_token.unwrap_or("<unk>".into()),
-        ..SpecialNames::default()
-    };
+    let names = SpecialNames { unk: model.unk_token.unwrap_or("<unk>".into()), ..SpecialNames::default() };
     let pieces = pieces(model.vocab, file.added_tokens, &names)?;
     let merges = model.merges.into_iter().map(|merge| match merge {
         Merge::Pair(left, right) => Ok((left, right)),
@@ -109,20 +97,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
             None => Err(unsupported("a merge", &format!("{pair:?}"), "a pair")),
         },
     });
-    Ok(Parts {
-        pieces,
-        merges: Some(merges.collect::<Result<_, _>>()?),
-        rules,
-        names,
-    })
+    Ok(Parts { pieces, merges: Some(merges.collect::<Result<_, _>>()?), rules, names })
 }
 
 fn unsupported(what: &'static str, found: &str, supported: &'static str) -> TokenizerError {
-    TokenizerError::Unsupported {
-        what,
-        found: found.to_owned(),
-        supported,
-    }
+    TokenizerError::Unsupported { what, found: found.to_owned(), supported }
 }
 
 /// The pieces in the order of their ids, which must leave no gap.
@@ -140,43 +119,23 @@ fn pieces(
         .collect();
     for AddedToken { id, content, special } in added {
         if !special {
-            return Err(unsupported(
-                "an added token",
-                &format!("{content:?}, not special"),
-                "a special one",
-            ));
+            return Err(unsupported("an added token", &format!("{content:?}, not special"), "a special one"));
         }
-        let kind = if content == names.unk {
-            Kind::Unknown
-        } else {
-            Kind::Control
-        };
+        let kind = if content == names.unk { Kind::Unknown } else { Kind::Control };
         match entries.insert(content, (id, kind)) {
             Some((other, _)) if other != id => {
-                return Err(TokenizerError::BadPiece {
-                    id,
-                    problem: "is an added token with a second id",
-                });
+                return Err(TokenizerError::BadPiece { id, problem: "is an added token with a second id" });
             }
             _ => {}
         }
     }
-    let mut entries: Vec<(usize, Kind, String)> = entries
-        .into_iter()
-        .map(|(text, (id, kind))| (id, kind, text))
-        .collect();
+    let mut entries: Vec<(usize, Kind, String)> =
+        entries.into_iter().map(|(text, (id, kind))| (id, kind, text)).collect();
     entries.sort_unstable_by_key(|&(id, ..)| id);
     (entries.into_iter().enumerate())
         .map(|(expected, (id, kind, text))| match id == expected {
-            true => Ok(Piece {
-                text,
-                kind,
-                score: None,
-            }),
-            false => Err(TokenizerError::BadPiece {
-                id: expected,
-                problem: "is missing, or there twice",
-            }),
+            true => Ok(Piece { text, kind, score: None }),
+            false => Err(TokenizerError::BadPiece { id: expected, problem: "is missing, or there twice" }),
         })
         .collect()
 }
@@ -185,24 +144,13 @@ fn pieces(
 /// `▁` and replaces spaces, or the `Metaspace` pre-tokenizer that does not split. (Hugging Face's `Metaspace` leaves out
 /// the prefix where a text begins with a space; SentencePiece does not, and the model was trained on SentencePiece.)
 fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<Rules, TokenizerError> {
-    let mut rules = Rules {
-        add_dummy_prefix: false,
-        escape_whitespaces: false,
-        ..Rules::default()
-    };
-    let kind = |value: &Value| {
-        value
-            .get("type")
-            .and_then(Value::as_str)
-            .unwrap_or("of no type")
-            .to_owned()
-    };
+    let mut rules = Rules { add_dummy_prefix: false, escape_whitespaces: false, ..Rules::default() };
+    let kind = |value: &Value| value.get("type").and_then(Value::as_str).unwrap_or("of no type").to_owned();
     let steps = match normalizer {
         Value::Null => &[][..],
-        Value::Object(sequence) if kind(normalizer) == "Sequence" => sequence
-            .get("normalizers")
-            .and_then(Value::as_array)
-            .map_or(&[][..], Vec::as_slice),
+        Value::Object(sequence) if kind(normalizer) == "Sequence" => {
+            sequence.get("normalizers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
+        }
         single => std::slice::from_ref(single),
     };
     for step in steps {
@@ -213,11 +161,7 @@ fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<Rules, TokenizerEr
                 rules.escape_whitespaces = true;
             }
             other => {
-                return Err(unsupported(
-                    "the normalizer",
-                    other,
-                    "Prepend and Replace of spaces",
-                ));
+                return Err(unsupported("the normalizer", other, "Prepend and Replace of spaces"));
             }
         }
     }
@@ -225,30 +169,20 @@ fn rules(normalizer: &Value, pre_tokenizer: &Value) -> Result<Rules, TokenizerEr
         Value::Null => {}
         metaspace if kind(metaspace) == "Metaspace" && metaspace["replacement"] == "▁" => {
             if metaspace["split"] != false {
-                return Err(unsupported(
-                    "the pre-tokenizer",
-                    "Metaspace that splits",
-                    "one that does not",
-                ));
+                return Err(unsupported("the pre-tokenizer", "Metaspace that splits", "one that does not"));
             }
             rules.escape_whitespaces = true;
             rules.add_dummy_prefix |= metaspace["prepend_scheme"] != "never";
         }
         other => {
-            return Err(unsupported(
-                "the pre-tokenizer",
-                &kind(other),
-                "Metaspace, or none",
-            ));
+            return Err(unsupported("the pre-tokenizer", &kind(other), "Metaspace, or none"));
         }
     }
     match rules.escape_whitespaces {
         true => Ok(rules),
-        false => Err(unsupported(
-            "the normalizer",
-            "without a rule for spaces",
-            "Prepend and Replace of spaces",
-        )),
+        false => {
+            Err(unsupported("the normalizer", "without a rule for spaces", "Prepend and Replace of spaces"))
+        }
     }
 }
 
@@ -267,10 +201,7 @@ mod tests {
         let gpt2 = r#"{"pre_tokenizer": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {}, "merges": []}}"#;
         assert_eq!(refused(gpt2), "byte fallback is off, and only on is supported");
         let bert = r#"{"model": {"type": "WordPiece", "vocab": {}}}"#;
-        assert_eq!(
-            refused(bert),
-            "the model type is WordPiece, and only BPE is supported"
-        );
+        assert_eq!(refused(bert), "the model type is WordPiece, and only BPE is supported");
         let nfkc = r#"{"normalizer": {"type": "NFKC"}, "model": {"byte_fallback": true, "vocab": {}, "merges": []}}"#;
         assert!(refused(nfkc).starts_with("the normalizer is NFKC"));
         let split = r#"{"pre_tokenizer": {"type": "ByteLevel"},
@@ -282,9 +213,6 @@ mod tests {
     fn a_huge_id_is_an_error() {
         let json = r#"{"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
                        "model": {"byte_fallback": true, "vocab": {"a": 0, "b": 18446744073709551615}, "merges": []}}"#;
-        assert!(matches!(
-            read(json.as_bytes()),
-            Err(TokenizerError::BadPiece { id: 1, .. })
-        ));
+        assert!(matches!(read(json.as_bytes()), Err(TokenizerError::BadPiece { id: 1, .. })));
     }
 }

@@ -75,18 +75,13 @@ impl Tokenizer {
         };
         let read = || {
             let mut bytes = Vec::new();
-            fs::File::open(&file)?
-                .take(MAX_FILE_LEN + 1)
-                .read_to_end(&mut bytes)?;
+            fs::File::open(&file)?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
             match bytes.len() as u64 > MAX_FILE_LEN {
                 true => Err(TokenizerError::TooLarge { limit: MAX_FILE_LEN }),
                 false => Tokenizer::from_bytes(&bytes),
             }
         };
-        read().map_err(|source| TokenizerError::File {
-            path: file.clone(),
-            source: Box::new(source),
-        })
+        read().map_err(|source| TokenizerError::File { path: file.clone(), source: Box::new(source) })
     }
 
     /// Reads a tokenizer from the content of a file of either format, say one that is embedded in the program.
@@ -102,16 +97,8 @@ impl Tokenizer {
     /// assert!(matches!(error, TokenizerError::Malformed { .. }));
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
-        let Parts {
-            pieces,
-            merges,
-            rules,
-            names,
-        } = if is_json(bytes) {
-            hf::read(bytes)?
-        } else {
-            sentencepiece::read(bytes)?
-        };
+        let Parts { pieces, merges, rules, names } =
+            if is_json(bytes) { hf::read(bytes)? } else { sentencepiece::read(bytes)? };
         let vocab = Vocab::new(pieces, rules, &names)?;
         let encoder = Encoder::new(&vocab, merges)?;
         Ok(Tokenizer(Arc::new(Inner { vocab, encoder })))
@@ -254,10 +241,7 @@ impl Tokenizer {
     /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn piece(&self, id: TokenId) -> Option<&str> {
-        self.vocab()
-            .pieces
-            .get(id.0 as usize)
-            .map(|piece| piece.text.as_str())
+        self.vocab().pieces.get(id.0 as usize).map(|piece| piece.text.as_str())
     }
 
     /// The score of an id, by which SentencePiece orders merges; `None` out of range and for a `tokenizer.json`.
@@ -268,10 +252,7 @@ impl Tokenizer {
     /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
     /// ```
     pub fn score(&self, id: TokenId) -> Option<f32> {
-        self.vocab()
-            .pieces
-            .get(id.0 as usize)
-            .and_then(|piece| piece.score)
+        self.vocab().pieces.get(id.0 as usize).and_then(|piece| piece.score)
     }
 
     /// How many pieces there are (`n_words` in the reference); ids are below it.
@@ -333,14 +314,7 @@ impl Tokenizer {
 impl fmt::Debug for Tokenizer {
     /// The facts, not the vocabulary.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Vocab {
-            rules,
-            unk,
-            bos,
-            eos,
-            pad,
-            ..
-        } = self.vocab();
+        let Vocab { rules, unk, bos, eos, pad, .. } = self.vocab();
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size())
             .field("unk_id", unk)
@@ -355,9 +329,6 @@ impl fmt::Debug for Tokenizer {
 /// Whether this is the beginning of a JSON object. A protobuf can begin with a line feed and a brace too (key and length
 /// of its first piece), but then goes on with another line feed and no quote.
 fn is_json(bytes: &[u8]) -> bool {
-    let inside = bytes
-        .trim_ascii_start()
-        .strip_prefix(b"{")
-        .map(<[u8]>::trim_ascii_start);
+    let inside = bytes.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
     inside.is_some_and(|inside| matches!(inside.first(), Some(b'"' | b'}')))
 }

@@ -34,25 +34,14 @@ struct Field<'a> {
 
 impl<'a> Message<'a> {
     fn malformed(&self, problem: &'static str) -> TokenizerError {
-        TokenizerError::Malformed {
-            offset: self.offset,
-            problem,
-        }
+        TokenizerError::Malformed { offset: self.offset, problem }
     }
 
     fn take(&mut self, len: u64) -> Result<Message<'a>, TokenizerError> {
-        let taken = usize::try_from(len)
-            .ok()
-            .and_then(|len| self.bytes.split_at_checked(len));
+        let taken = usize::try_from(len).ok().and_then(|len| self.bytes.split_at_checked(len));
         let (head, tail) = taken.ok_or_else(|| self.malformed("a value longer than what is left"))?;
-        let head = Message {
-            bytes: head,
-            offset: self.offset,
-        };
-        *self = Message {
-            bytes: tail,
-            offset: self.offset + head.bytes.len(),
-        };
+        let head = Message { bytes: head, offset: self.offset };
+        *self = Message { bytes: tail, offset: self.offset + head.bytes.len() };
         Ok(head)
     }
 
@@ -94,21 +83,14 @@ impl<'a> Message<'a> {
         };
         match key >> 3 {
             0 => Err(start.malformed("a field numbered 0")),
-            number => Ok(Some(Field {
-                number,
-                value,
-                offset,
-            })),
+            number => Ok(Some(Field { number, value, offset })),
         }
     }
 }
 
 impl<'a> Field<'a> {
     fn wrong_type(&self) -> TokenizerError {
-        TokenizerError::Malformed {
-            offset: self.offset,
-            problem: "a field of the wrong type",
-        }
+        TokenizerError::Malformed { offset: self.offset, problem: "a field of the wrong type" }
     }
 
     fn message(&self) -> Result<Message<'a>, TokenizerError> {
@@ -161,10 +143,7 @@ struct Trainer {
 pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     let mut model = Message { bytes, offset: 0 };
     let (mut pieces, mut normalized) = (Vec::new(), false);
-    let mut rules = Rules {
-        remove_extra_whitespaces: true,
-        ..Rules::default()
-    };
+    let mut rules = Rules { remove_extra_whitespaces: true, ..Rules::default() };
     let mut trainer = Trainer {
         model_type: UNIGRAM,
         byte_fallback: false,
@@ -185,10 +164,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         }
     }
     if pieces.is_empty() {
-        return Err(TokenizerError::Malformed {
-            offset: 0,
-            problem: "no piece",
-        });
+        return Err(TokenizerError::Malformed { offset: 0, problem: "no piece" });
     }
     let unsupported = |what, found: &str, supported| TokenizerError::Unsupported {
         what,
@@ -212,18 +188,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     }
     if !normalized {
         // Every model says how it prepares text, at its end: this one was cut short between two fields.
-        return Err(TokenizerError::Malformed {
-            offset: bytes.len(),
-            problem: "no normalizer",
-        });
+        return Err(TokenizerError::Malformed { offset: bytes.len(), problem: "no normalizer" });
     }
     rules.unk_surface = trainer.unk_surface;
-    Ok(Parts {
-        pieces,
-        merges: None,
-        rules,
-        names: trainer.names,
-    })
+    Ok(Parts { pieces, merges: None, rules, names: trainer.names })
 }
 
 const UNIGRAM: u64 = 1;
@@ -251,17 +219,13 @@ fn piece(mut message: Message<'_>, id: usize) -> Result<Piece, TokenizerError> {
         3 => Kind::Control,
         4 => return Err(unsupported("user-defined")),
         5 => return Err(unsupported("unused")),
-        6 => Kind::Byte(byte_of(text).ok_or(TokenizerError::BadPiece {
-            id,
-            problem: "is a byte, but not of the form <0xHH>",
-        })?),
+        6 => Kind::Byte(
+            byte_of(text)
+                .ok_or(TokenizerError::BadPiece { id, problem: "is a byte, but not of the form <0xHH>" })?,
+        ),
         _ => return Err(unsupported("of an unknown type")),
     };
-    Ok(Piece {
-        text: text.to_owned(),
-        kind,
-        score: Some(score),
-    })
+    Ok(Piece { text: text.to_owned(), kind, score: Some(score) })
 }
 
 /// `TrainerSpec`.
@@ -325,10 +289,7 @@ mod tests {
                 rest >>= 7;
             }
             bytes.push(rest as u8);
-            assert!(
-                matches!(read(&bytes), Err(TokenizerError::Malformed { .. })),
-                "{len}"
-            );
+            assert!(matches!(read(&bytes), Err(TokenizerError::Malformed { .. })), "{len}");
         }
     }
 
@@ -336,10 +297,7 @@ mod tests {
     fn unigram_is_named() {
         let bytes = field(1, &field(1, b"a"));
         let error = read(&bytes).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the model type is unigram, and only BPE is supported"
-        );
+        assert_eq!(error.to_string(), "the model type is unigram, and only BPE is supported");
     }
 
     #[test]

@@ -70,12 +70,7 @@ pub(super) struct SpecialNames {
 
 impl Default for SpecialNames {
     fn default() -> SpecialNames {
-        SpecialNames {
-            unk: "<unk>".into(),
-            bos: "<s>".into(),
-            eos: "</s>".into(),
-            pad: "<pad>".into(),
-        }
+        SpecialNames { unk: "<unk>".into(), bos: "<s>".into(), eos: "</s>".into(), pad: "<pad>".into() }
     }
 }
 
@@ -132,17 +127,12 @@ impl Vocab {
             }
         }
         let of_kind = |piece: &str, kind: Kind| {
-            let id = all
-                .get(piece)
-                .copied()
-                .filter(|&id| pieces[id as usize].kind == kind);
+            let id = all.get(piece).copied().filter(|&id| pieces[id as usize].kind == kind);
             id.map(TokenId)
         };
         let required = |piece: &str, kind: Kind, name: &'static str| {
-            of_kind(piece, kind).ok_or_else(|| TokenizerError::MissingPiece {
-                piece: piece.into(),
-                kind: name,
-            })
+            of_kind(piece, kind)
+                .ok_or_else(|| TokenizerError::MissingPiece { piece: piece.into(), kind: name })
         };
         let unk = required(&names.unk, Kind::Unknown, "unknown")?;
         let bos = required(&names.bos, Kind::Control, "control")?;
@@ -160,28 +150,13 @@ impl Vocab {
             .filter(|&(_, &id)| pieces[id as usize].kind == Kind::Normal)
             .map(|(&text, &id)| (text.to_owned(), id))
             .collect();
-        Ok(Vocab {
-            normal,
-            bytes: byte_ids,
-            rules,
-            unk,
-            bos,
-            eos,
-            pad,
-            pieces,
-        })
+        Ok(Vocab { normal, bytes: byte_ids, rules, unk, bos, eos, pad, pieces })
     }
 
     /// The piece of an id; `index` is where the id stands in the caller's list.
     pub(super) fn piece(&self, id: TokenId, index: usize) -> Result<&Piece, TokenizerError> {
         let vocab_size = self.pieces.len();
-        self.pieces
-            .get(id.0 as usize)
-            .ok_or(TokenizerError::IdOutOfRange {
-                id,
-                index,
-                vocab_size,
-            })
+        self.pieces.get(id.0 as usize).ok_or(TokenizerError::IdOutOfRange { id, index, vocab_size })
     }
 }
 
@@ -189,9 +164,6 @@ impl Vocab {
 pub(super) fn byte_of(piece: &str) -> Option<u8> {
     let hex = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     // Exactly as SentencePiece writes them: two digits, upper case.
-    let canonical = hex.len() == 2
-        && hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    let canonical = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
     canonical.then(|| u8::from_str_radix(hex, 16).ok()).flatten()
 }

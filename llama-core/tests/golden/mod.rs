@@ -10,10 +10,7 @@
 //! golden.check("cases", |case| same("ids", &ids(&case["ids"]), &tokenizer.encode(text(&case["text"]))));
 //! ```
 
-#![allow(
-    dead_code,
-    reason = "every test binary compiles this module, and none uses all of it"
-)]
+#![allow(dead_code, reason = "every test binary compiles this module, and none uses all of it")]
 #![allow(clippy::print_stdout, reason = "the count of cases is the result")]
 
 use std::fmt::Debug;
@@ -40,10 +37,7 @@ impl Golden {
         let path = present(directory("LLAMA_GOLDEN_DIR", "../shared/golden").join(name))?;
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let json = serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Some(Golden {
-            name: name.to_owned(),
-            json,
-        })
+        Some(Golden { name: name.to_owned(), json })
     }
 
     /// The checkpoint file that the golden file names in this field.
@@ -73,11 +67,7 @@ impl Golden {
                 Err(wrong) => println!("{} {list}[{i}]: {wrong}", self.name),
             }
         }
-        let what = if list == "cases" {
-            String::new()
-        } else {
-            format!(" ({list})")
-        };
+        let what = if list == "cases" { String::new() } else { format!(" ({list})") };
         println!("{}: {passed} of {} cases{what}", self.name, cases.len());
         assert_eq!(passed, cases.len(), "{} {list}", self.name);
     }
@@ -100,8 +90,8 @@ pub(crate) fn same<T: PartialEq + Debug + ?Sized>(what: &str, expected: &T, foun
 pub(crate) fn close(what: &str, expected: &[f32], found: &[f32]) -> Check {
     same(&format!("length of {what}"), &expected.len(), &found.len())?;
     for (i, (expected, found)) in expected.iter().zip(found).enumerate() {
-        // A NaN is close to nothing.
-        if !((expected - found).abs() <= TOLERANCE) {
+        let distance = (expected - found).abs();
+        if distance.is_nan() || distance > TOLERANCE {
             return Err(format!("{what}[{i}]: expected {expected}, found {found}"));
         }
     }
@@ -110,12 +100,8 @@ pub(crate) fn close(what: &str, expected: &[f32], found: &[f32]) -> Check {
 
 /// A list of token ids.
 pub(crate) fn ids(json: &Value) -> Vec<TokenId> {
-    let list = json
-        .as_array()
-        .unwrap_or_else(|| panic!("no list of ids: {json}"));
-    list.iter()
-        .map(|id| TokenId(id.as_u64().and_then(|id| u32::try_from(id).ok()).expect("an id")))
-        .collect()
+    let list = json.as_array().unwrap_or_else(|| panic!("no list of ids: {json}"));
+    list.iter().map(|id| TokenId(id.as_u64().and_then(|id| u32::try_from(id).ok()).expect("an id"))).collect()
 }
 
 /// A string.
@@ -138,11 +124,7 @@ fn present(path: PathBuf) -> Option<PathBuf> {
         return Some(path);
     }
     let required = std::env::var_os("LLAMA_REQUIRE_GOLDEN").is_some_and(|value| value == "1");
-    assert!(
-        !required,
-        "{} is absent, and LLAMA_REQUIRE_GOLDEN=1",
-        path.display()
-    );
+    assert!(!required, "{} is absent, and LLAMA_REQUIRE_GOLDEN=1", path.display());
     println!("skipped: {} is absent", path.display());
     None
 }

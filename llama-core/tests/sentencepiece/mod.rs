@@ -17,17 +17,11 @@ pub(crate) struct Model {
 impl Model {
     /// `<unk>`, `<s>`, `</s>`, the 256 bytes, and these normal pieces.
     pub(crate) fn new(normal: impl IntoIterator<Item = (String, f32)>) -> Model {
-        let mut pieces = vec![
-            ("<unk>".into(), 0.0, UNKNOWN),
-            ("<s>".into(), 0.0, CONTROL),
-            ("</s>".into(), 0.0, CONTROL),
-        ];
+        let mut pieces =
+            vec![("<unk>".into(), 0.0, UNKNOWN), ("<s>".into(), 0.0, CONTROL), ("</s>".into(), 0.0, CONTROL)];
         pieces.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, BYTE)));
         pieces.extend(normal.into_iter().map(|(piece, score)| (piece, score, NORMAL)));
-        Model {
-            pieces,
-            remove_extra_whitespaces: false,
-        }
+        Model { pieces, remove_extra_whitespaces: false }
     }
 
     /// The protobuf.
@@ -44,14 +38,7 @@ impl Model {
         out.extend(bytes_field(2, &[3 << 3, 2, 0x98, 0x02, 1]));
         // NormalizerSpec: identity, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
         let mut spec = bytes_field(1, b"identity");
-        spec.extend([
-            3 << 3,
-            1,
-            4 << 3,
-            u8::from(self.remove_extra_whitespaces),
-            5 << 3,
-            1,
-        ]);
+        spec.extend([3 << 3, 1, 4 << 3, u8::from(self.remove_extra_whitespaces), 5 << 3, 1]);
         out.extend(bytes_field(3, &spec));
         out
     }
@@ -79,10 +66,7 @@ impl<'a> Merger<'a> {
     pub(crate) fn new(pieces: &'a [(String, f32, u8)]) -> Merger<'a> {
         let ids = (0u32..).zip(pieces);
         Merger {
-            normal: ids
-                .filter(|(_, p)| p.2 == NORMAL)
-                .map(|(id, p)| (p.0.as_str(), (id, p.1)))
-                .collect(),
+            normal: ids.filter(|(_, p)| p.2 == NORMAL).map(|(id, p)| (p.0.as_str(), (id, p.1))).collect(),
             first_byte: pieces.iter().position(|p| p.0 == "<0x00>").expect("byte pieces") as u32,
         }
     }
@@ -125,10 +109,7 @@ pub(crate) fn decode(pieces: &[(String, f32, u8)], remove_extra_whitespaces: boo
         let (piece, _, kind) = &pieces[id as usize];
         if *kind == BYTE {
             run.push(u8::from_str_radix(&piece[3..5], 16).expect("hex"));
-            if ids
-                .get(i + 1)
-                .is_some_and(|&next| pieces[next as usize].2 == BYTE)
-            {
+            if ids.get(i + 1).is_some_and(|&next| pieces[next as usize].2 == BYTE) {
                 continue;
             }
         }

@@ -87,59 +87,20 @@ fn shapes() -> Vec<ModelConfig> {
             ..small()
         },
         // Heads that together are wider or narrower than the residual stream.
-        ModelConfig {
-            dim: 24,
-            head_dim: 10,
-            ..small()
-        },
-        ModelConfig {
-            head_dim: 2,
-            n_heads: 6,
-            n_kv_heads: 3,
-            ..small()
-        },
+        ModelConfig { dim: 24, head_dim: 10, ..small() },
+        ModelConfig { head_dim: 2, n_heads: 6, n_kv_heads: 3, ..small() },
         // The width of a head in every checkpoint of Meta's.
-        ModelConfig {
-            dim: 20,
-            n_layers: 1,
-            n_heads: 2,
-            n_kv_heads: 1,
-            head_dim: 128,
-            ..small()
-        },
+        ModelConfig { dim: 20, n_layers: 1, n_heads: 2, n_kv_heads: 1, head_dim: 128, ..small() },
         // Constants that are not the usual ones: an engine that writes its own in shows.
-        ModelConfig {
-            norm_eps: 0.3,
-            ..small()
-        },
-        ModelConfig {
-            rope_theta: 20.0,
-            ..small()
-        },
+        ModelConfig { norm_eps: 0.3, ..small() },
+        ModelConfig { rope_theta: 20.0, ..small() },
         // A single layer, and more than a few.
-        ModelConfig {
-            n_layers: 1,
-            ..small()
-        },
-        ModelConfig {
-            dim: 16,
-            n_layers: 7,
-            n_heads: 2,
-            n_kv_heads: 2,
-            ..small()
-        },
+        ModelConfig { n_layers: 1, ..small() },
+        ModelConfig { dim: 16, n_layers: 7, n_heads: 2, n_kv_heads: 2, ..small() },
     ]
 }
 
 /// Eight heads of width 8, the sizes of a checkpoint in the wild.
 fn eight_heads(n_kv_heads: usize) -> ModelConfig {
-    ModelConfig {
-        dim: 64,
-        n_layers: 3,
-        n_heads: 8,
-        n_kv_heads,
-        ffn_dim: 172,
-        vocab_size: 97,
-        ..small()
-    }
+    ModelConfig { dim: 64, n_layers: 3, n_heads: 8, n_kv_heads, ffn_dim: 172, vocab_size: 97, ..small() }
 }

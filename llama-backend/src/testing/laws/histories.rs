@@ -66,10 +66,8 @@ impl History<'_> {
         if runs.is_empty() {
             return Ok(());
         }
-        let feeds: Vec<Feed<'_>> = runs
-            .iter()
-            .map(|(slot, tokens, want)| (*slot, &tokens[..], *want))
-            .collect();
+        let feeds: Vec<Feed<'_>> =
+            runs.iter().map(|(slot, tokens, want)| (*slot, &tokens[..], *want)).collect();
         let rows = self.rig.step(&feeds)?;
         for ((slot, tokens, want), rows) in runs.iter().zip(rows) {
             let start = self.held[*slot].len();

@@ -23,9 +23,7 @@ fn refused<T>(
 
 macro_rules! refused {
     ($call:expr, $result:expr, $expected:pat) => {
-        refused($call, $result, stringify!($expected), |error| {
-            matches!(error, $expected)
-        })
+        refused($call, $result, stringify!($expected), |error| matches!(error, $expected))
     };
 }
 
@@ -41,20 +39,11 @@ fn started(suite: &Suite<'_>) -> Checked<Rig> {
 /// That both slots go on as if nothing had happened, and that the free ones are free.
 fn unchanged(suite: &Suite<'_>, rig: &mut Rig, call: impl Debug) -> Checked {
     let more = text(102, 2);
-    let step = |rig: &mut Rig| {
-        rig.step(&[
-            (0, &more, Want::All),
-            (1, &more, Want::All),
-            (3, &more, Want::All),
-        ])
-    };
-    let found = step(rig)
-        .map_err(|broken| broken.at(format_args!("after {call:?}")))?
-        .concat();
+    let step =
+        |rig: &mut Rig| rig.step(&[(0, &more, Want::All), (1, &more, Want::All), (3, &more, Want::All)]);
+    let found = step(rig).map_err(|broken| broken.at(format_args!("after {call:?}")))?.concat();
     let expected = step(&mut started(suite)?)?.concat();
-    suite
-        .is_same(&found, &expected)
-        .map_err(|broken| broken.at(format_args!("after {call:?}")))?;
+    suite.is_same(&found, &expected).map_err(|broken| broken.at(format_args!("after {call:?}")))?;
     // Back to where the next refusal starts from.
     rig.truncate(0, 5)?;
     rig.truncate(1, 3)?;
@@ -65,109 +54,37 @@ pub(super) fn failed_forward_changes_nothing(suite: &Suite<'_>) -> Checked {
     let vocab_size = small().vocab_size as u32;
     let (one, twelve) = (text(103, 1), text(104, 12));
     let (too_high, highest) = ([one[0], TokenId(vocab_size)], [TokenId(u32::MAX)]);
-    let run = |slot, start_pos, tokens| Run {
-        slot: Slot(slot),
-        start_pos,
-        tokens,
-        want: Want::All,
-    };
+    let run = |slot, start_pos, tokens| Run { slot: Slot(slot), start_pos, tokens, want: Want::All };
     // In front of each bad run stands a good one: a model that appends before it has checked all shows.
     let good = run(1, 3, &one);
     let mut rig = started(suite)?;
     let mut logits = Logits::new();
     let mut refuse = |runs: &[Run<'_>], expected: &str, is: &dyn Fn(&BackendError) -> bool| -> Checked {
-        refused(
-            runs,
-            rig.model.forward(&Batch::new(runs), &mut logits),
-            expected,
-            is,
-        )?;
+        refused(runs, rig.model.forward(&Batch::new(runs), &mut logits), expected, is)?;
         unchanged(suite, &mut rig, runs)
     };
     macro_rules! refuse {
         ($runs:expr, $expected:pat) => {
-            refuse($runs, stringify!($expected), &|error| {
-                matches!(error, $expected)
-            })?
+            refuse($runs, stringify!($expected), &|error| matches!(error, $expected))?
         };
     }
     use BackendError as E;
     refuse!(&[], E::EmptyBatch);
-    refuse!(
-        &[good, run(2, 0, &twelve)],
-        E::BatchTooLarge {
-            n_tokens: 13,
-            limit: 12
-        }
-    );
+    refuse!(&[good, run(2, 0, &twelve)], E::BatchTooLarge { n_tokens: 13, limit: 12 });
     refuse!(&[good, run(2, 0, &[])], E::EmptyRun { slot: Slot(2) });
-    refuse!(
-        &[good, run(4, 0, &one)],
-        E::UnknownSlot {
-            slot: Slot(4),
-            n_slots: 4
-        }
-    );
-    refuse!(
-        &[good, run(usize::MAX, 0, &one)],
-        E::UnknownSlot {
-            slot: Slot(usize::MAX),
-            n_slots: 4
-        }
-    );
+    refuse!(&[good, run(4, 0, &one)], E::UnknownSlot { slot: Slot(4), n_slots: 4 });
+    refuse!(&[good, run(usize::MAX, 0, &one)], E::UnknownSlot { slot: Slot(usize::MAX), n_slots: 4 });
     refuse!(&[good, run(0, 5, &one), good], E::DuplicateSlot { slot: Slot(1) });
-    refuse!(
-        &[good, run(0, 6, &one)],
-        E::NotContiguous {
-            slot: Slot(0),
-            start_pos: 6,
-            len: 5
-        }
-    );
-    refuse!(
-        &[good, run(0, 4, &one)],
-        E::NotContiguous {
-            slot: Slot(0),
-            start_pos: 4,
-            len: 5
-        }
-    );
-    refuse!(
-        &[good, run(2, 1, &one)],
-        E::NotContiguous {
-            slot: Slot(2),
-            start_pos: 1,
-            len: 0
-        }
-    );
+    refuse!(&[good, run(0, 6, &one)], E::NotContiguous { slot: Slot(0), start_pos: 6, len: 5 });
+    refuse!(&[good, run(0, 4, &one)], E::NotContiguous { slot: Slot(0), start_pos: 4, len: 5 });
+    refuse!(&[good, run(2, 1, &one)], E::NotContiguous { slot: Slot(2), start_pos: 1, len: 0 });
     refuse!(
         &[good, run(2, usize::MAX, &one)],
-        E::NotContiguous {
-            slot: Slot(2),
-            start_pos: usize::MAX,
-            len: 0
-        }
+        E::NotContiguous { slot: Slot(2), start_pos: usize::MAX, len: 0 }
     );
-    refuse!(
-        &[run(0, 5, &twelve)],
-        E::SlotFull {
-            slot: Slot(0),
-            end_pos: 17,
-            max_seq_len: 16
-        }
-    );
-    refuse!(
-        &[good, run(0, 5, &too_high)],
-        E::TokenOutOfRange { slot: Slot(0), .. }
-    );
-    refuse!(
-        &[good, run(2, 0, &highest)],
-        E::TokenOutOfRange {
-            slot: Slot(2),
-            token: TokenId(u32::MAX),
-            ..
-        }
-    );
+    refuse!(&[run(0, 5, &twelve)], E::SlotFull { slot: Slot(0), end_pos: 17, max_seq_len: 16 });
+    refuse!(&[good, run(0, 5, &too_high)], E::TokenOutOfRange { slot: Slot(0), .. });
+    refuse!(&[good, run(2, 0, &highest)], E::TokenOutOfRange { slot: Slot(2), token: TokenId(u32::MAX), .. });
     Ok(())
 }
 
@@ -181,71 +98,15 @@ pub(super) fn failed_truncate_or_fork_changes_nothing(suite: &Suite<'_>) -> Chec
             unchanged(suite, &mut rig, &call)?;
         };
     }
-    refuse!(
-        truncate(Slot(0), 6),
-        E::BeyondLength {
-            slot: Slot(0),
-            len: 5,
-            wanted: 6
-        }
-    );
-    refuse!(
-        truncate(Slot(2), 1),
-        E::BeyondLength {
-            slot: Slot(2),
-            len: 0,
-            wanted: 1
-        }
-    );
-    refuse!(
-        truncate(Slot(1), usize::MAX),
-        E::BeyondLength { slot: Slot(1), .. }
-    );
-    refuse!(
-        truncate(Slot(4), 0),
-        E::UnknownSlot {
-            slot: Slot(4),
-            n_slots: 4
-        }
-    );
-    refuse!(
-        fork(Slot(0), Slot(1), 6),
-        E::BeyondLength {
-            slot: Slot(0),
-            len: 5,
-            wanted: 6
-        }
-    );
-    refuse!(
-        fork(Slot(2), Slot(0), 1),
-        E::BeyondLength {
-            slot: Slot(2),
-            len: 0,
-            wanted: 1
-        }
-    );
-    refuse!(
-        fork(Slot(1), Slot(1), 4),
-        E::BeyondLength {
-            slot: Slot(1),
-            len: 3,
-            wanted: 4
-        }
-    );
-    refuse!(
-        fork(Slot(4), Slot(1), 0),
-        E::UnknownSlot {
-            slot: Slot(4),
-            n_slots: 4
-        }
-    );
-    refuse!(
-        fork(Slot(0), Slot(4), 1),
-        E::UnknownSlot {
-            slot: Slot(4),
-            n_slots: 4
-        }
-    );
+    refuse!(truncate(Slot(0), 6), E::BeyondLength { slot: Slot(0), len: 5, wanted: 6 });
+    refuse!(truncate(Slot(2), 1), E::BeyondLength { slot: Slot(2), len: 0, wanted: 1 });
+    refuse!(truncate(Slot(1), usize::MAX), E::BeyondLength { slot: Slot(1), .. });
+    refuse!(truncate(Slot(4), 0), E::UnknownSlot { slot: Slot(4), n_slots: 4 });
+    refuse!(fork(Slot(0), Slot(1), 6), E::BeyondLength { slot: Slot(0), len: 5, wanted: 6 });
+    refuse!(fork(Slot(2), Slot(0), 1), E::BeyondLength { slot: Slot(2), len: 0, wanted: 1 });
+    refuse!(fork(Slot(1), Slot(1), 4), E::BeyondLength { slot: Slot(1), len: 3, wanted: 4 });
+    refuse!(fork(Slot(4), Slot(1), 0), E::UnknownSlot { slot: Slot(4), n_slots: 4 });
+    refuse!(fork(Slot(0), Slot(4), 1), E::UnknownSlot { slot: Slot(4), n_slots: 4 });
     Ok(())
 }
 
@@ -269,21 +130,12 @@ pub(super) fn limits_are_exact(suite: &Suite<'_>) -> Checked {
                 }
                 suite.is_exact(&rows, &expected[..max_seq_len])?;
             }
-            let over = [Run {
-                slot: Slot(last),
-                start_pos: max_seq_len,
-                tokens: &sequence[..1],
-                want: Want::Last,
-            }];
+            let over =
+                [Run { slot: Slot(last), start_pos: max_seq_len, tokens: &sequence[..1], want: Want::Last }];
             let result = rig.model.forward(&Batch::new(&over), &mut Logits::new());
             refused!(&over, result, E::SlotFull { .. })?;
             let many = vec![sequence[0]; chunk + 1];
-            let over = [Run {
-                slot: Slot(last),
-                start_pos: max_seq_len,
-                tokens: &many,
-                want: Want::Last,
-            }];
+            let over = [Run { slot: Slot(last), start_pos: max_seq_len, tokens: &many, want: Want::Last }];
             let result = rig.model.forward(&Batch::new(&over), &mut Logits::new());
             refused!(&over, result, E::BatchTooLarge { .. })?;
             // A full slot can be cut by one and filled again.

@@ -31,58 +31,19 @@ fn refuses(
 pub(super) fn refuses_bad_configs(suite: &Suite<'_>) -> Checked {
     let bad = [
         ModelConfig { dim: 0, ..small() },
-        ModelConfig {
-            n_layers: 0,
-            ..small()
-        },
-        ModelConfig {
-            n_heads: 0,
-            ..small()
-        },
-        ModelConfig {
-            n_kv_heads: 0,
-            ..small()
-        },
-        ModelConfig {
-            head_dim: 0,
-            ..small()
-        },
-        ModelConfig {
-            ffn_dim: 0,
-            ..small()
-        },
-        ModelConfig {
-            vocab_size: 0,
-            ..small()
-        },
-        ModelConfig {
-            n_kv_heads: 3,
-            ..small()
-        },
-        ModelConfig {
-            n_kv_heads: 8,
-            ..small()
-        },
-        ModelConfig {
-            head_dim: 7,
-            ..small()
-        },
-        ModelConfig {
-            norm_eps: f32::NAN,
-            ..small()
-        },
-        ModelConfig {
-            norm_eps: -1e-5,
-            ..small()
-        },
-        ModelConfig {
-            rope_theta: 0.0,
-            ..small()
-        },
-        ModelConfig {
-            rope_theta: f64::INFINITY,
-            ..small()
-        },
+        ModelConfig { n_layers: 0, ..small() },
+        ModelConfig { n_heads: 0, ..small() },
+        ModelConfig { n_kv_heads: 0, ..small() },
+        ModelConfig { head_dim: 0, ..small() },
+        ModelConfig { ffn_dim: 0, ..small() },
+        ModelConfig { vocab_size: 0, ..small() },
+        ModelConfig { n_kv_heads: 3, ..small() },
+        ModelConfig { n_kv_heads: 8, ..small() },
+        ModelConfig { head_dim: 7, ..small() },
+        ModelConfig { norm_eps: f32::NAN, ..small() },
+        ModelConfig { norm_eps: -1e-5, ..small() },
+        ModelConfig { rope_theta: 0.0, ..small() },
+        ModelConfig { rope_theta: f64::INFINITY, ..small() },
     ];
     for config in bad {
         let source = Arc::new(RandomWeights::new(config.clone(), DType::F32, 1));
@@ -120,12 +81,7 @@ pub(super) fn refuses_bad_params(suite: &Suite<'_>) -> Checked {
 
 pub(super) fn refuses_bad_weights(suite: &Suite<'_>) -> Checked {
     let is = |error: &BackendError| matches!(error, BackendError::Weights(_));
-    for fault in [
-        Fault::Missing,
-        Fault::Transposed,
-        Fault::CutShort,
-        Fault::Unreadable,
-    ] {
+    for fault in [Fault::Missing, Fault::Transposed, Fault::CutShort, Fault::Unreadable] {
         // A matrix of the first layer, a norm of the last, and what lies outside the layers.
         for tensor in [
             "layers.0.attention.wq.weight",
@@ -148,14 +104,8 @@ pub(super) fn refuses_bad_weights(suite: &Suite<'_>) -> Checked {
                 matches!(error, BackendError::Weights(_) | BackendError::Unsupported { .. })
             };
             let source = Arc::new(RandomWeights::new(small(), dtype, 1));
-            refuses(
-                suite,
-                source,
-                &LoadParams::new(8, 1),
-                "BackendError::Weights or Unsupported",
-                is,
-            )
-            .map_err(|broken| broken.at(format_args!("weights of {dtype}, which is not declared")))?;
+            refuses(suite, source, &LoadParams::new(8, 1), "BackendError::Weights or Unsupported", is)
+                .map_err(|broken| broken.at(format_args!("weights of {dtype}, which is not declared")))?;
         }
     }
     Ok(())
@@ -186,10 +136,7 @@ impl FaultyWeights {
     }
 
     fn missing(&self) -> WeightError {
-        WeightError::Missing {
-            file: PathBuf::from("faulty weights"),
-            tensor: self.tensor.to_owned(),
-        }
+        WeightError::Missing { file: PathBuf::from("faulty weights"), tensor: self.tensor.to_owned() }
     }
 
     fn unreadable(&self) -> WeightError {
@@ -251,35 +198,24 @@ impl WeightSource for FaultyWeights {
 pub(super) fn model_says_what_it_was_loaded_with(suite: &Suite<'_>) -> Checked {
     let name = suite.backend.name();
     if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_uppercase()) {
-        return Err(Broken(format!(
-            "the name {name:?}, expected a word in lower case"
-        )));
+        return Err(Broken(format!("the name {name:?}, expected a word in lower case")));
     }
     let mut params = LoadParams::new(11, 3);
     params.max_batch_tokens = 7;
     params.threads = Some(1);
     let rig = suite.load(&weights(small()), &params)?;
     if *rig.model.config() != small() {
-        return Err(Broken(format!(
-            "config {:?}, expected {:?}",
-            rig.model.config(),
-            small()
-        )));
+        return Err(Broken(format!("config {:?}, expected {:?}", rig.model.config(), small())));
     }
     if *rig.model.params() != params {
-        return Err(Broken(format!(
-            "params {:?}, expected {params:?}",
-            rig.model.params()
-        )));
+        return Err(Broken(format!("params {:?}, expected {params:?}", rig.model.params())));
     }
     Ok(())
 }
 
 pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
     let plan = |config: &ModelConfig, dtype, max_seq_len, n_slots| {
-        suite
-            .backend
-            .plan(config, dtype, &LoadParams::new(max_seq_len, n_slots))
+        suite.backend.plan(config, dtype, &LoadParams::new(max_seq_len, n_slots))
     };
     for &dtype in suite.backend.capabilities().dtypes {
         let found = plan(&small(), dtype, 256, 4);
@@ -298,9 +234,7 @@ pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
     ] {
         let [one, two, three] = bytes;
         if one >= two || two >= three || two - one != three - two {
-            return Err(Broken(format!(
-                "a KV cache of {bytes:?} bytes for 1, 2 and 3 times the {what}"
-            )));
+            return Err(Broken(format!("a KV cache of {bytes:?} bytes for 1, 2 and 3 times the {what}")));
         }
     }
     // The largest of everything that passes validation: a number, not an overflow.
@@ -317,14 +251,10 @@ pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
     };
     let mut params = LoadParams::new(LIMIT, LIMIT);
     params.max_batch_tokens = LIMIT;
-    let MemoryPlan {
-        weights, kv_cache, ..
-    } = suite.backend.plan(&largest, DType::F32, &params);
+    let MemoryPlan { weights, kv_cache, .. } = suite.backend.plan(&largest, DType::F32, &params);
     let least = plan(&small(), DType::F32, 256, 4);
     if weights <= least.weights || kv_cache <= least.kv_cache {
-        return Err(Broken(format!(
-            "weights {weights} and KV cache {kv_cache} for the largest model"
-        )));
+        return Err(Broken(format!("weights {weights} and KV cache {kv_cache} for the largest model")));
     }
     Ok(())
 }
@@ -346,35 +276,20 @@ pub(super) fn models_do_not_disturb_each_other(suite: &Suite<'_>) -> Checked {
         }
         Ok(rows)
     };
-    let configs = [
-        small(),
-        ModelConfig {
-            dim: 16,
-            n_heads: 2,
-            n_kv_heads: 1,
-            vocab_size: 29,
-            ..small()
-        },
-    ];
+    let configs = [small(), ModelConfig { dim: 16, n_heads: 2, n_kv_heads: 1, vocab_size: 29, ..small() }];
     let alone = |config: &ModelConfig| script(config.clone(), &Barrier::new(1));
     let alone: Vec<Rows> = configs.iter().map(alone).collect::<Checked<_>>()?;
     // Neither starts before both are loaded, so that they do run at once.
     let start = Barrier::new(2);
     let together: Vec<Rows> = thread::scope(|scope| {
-        let threads = configs
-            .each_ref()
-            .map(|config| scope.spawn(|| script(config.clone(), &start)));
+        let threads = configs.each_ref().map(|config| scope.spawn(|| script(config.clone(), &start)));
         let join = |thread: thread::ScopedJoinHandle<'_, Checked<Rows>>| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(Broken("a thread panicked".to_owned())))
+            thread.join().unwrap_or_else(|_| Err(Broken("a thread panicked".to_owned())))
         };
         threads.into_iter().map(join).collect::<Checked<_>>()
     })?;
     for ((config, alone), together) in configs.iter().zip(alone).zip(together) {
-        suite
-            .is_same(&together, &alone)
-            .map_err(|broken| broken.at(format_args!("{config:?}")))?;
+        suite.is_same(&together, &alone).map_err(|broken| broken.at(format_args!("{config:?}")))?;
     }
     Ok(())
 }

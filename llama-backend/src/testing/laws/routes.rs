@@ -31,9 +31,7 @@ pub(super) fn any_chunking_gives_the_same_logits(suite: &Suite<'_>) -> Checked {
             rows.extend(rig.feed(slot, chunk, Want::All)?);
             rest = after;
         }
-        suite
-            .is_same(&rows, &whole)
-            .map_err(|broken| broken.at(format_args!("chunks {sizes:?}")))?;
+        suite.is_same(&rows, &whole).map_err(|broken| broken.at(format_args!("chunks {sizes:?}")))?;
     }
     Ok(())
 }
@@ -43,11 +41,8 @@ pub(super) fn ragged_batch_equals_each_alone(suite: &Suite<'_>) -> Checked {
     let mut rig = suite.small()?;
     // At the start of their slots, and again where every slot has a length of its own.
     for round in 0..2 {
-        let feeds: Vec<Feed<'_>> = sequences
-            .iter()
-            .enumerate()
-            .map(|(slot, s)| (slot, &s[..], Want::All))
-            .collect();
+        let feeds: Vec<Feed<'_>> =
+            sequences.iter().enumerate().map(|(slot, s)| (slot, &s[..], Want::All)).collect();
         for (slot, rows) in rig.step(&feeds)?.iter().enumerate() {
             let sequence = sequences[slot].repeat(round + 1);
             let alone = suite.fresh(&sequence)?;
@@ -79,9 +74,7 @@ pub(super) fn last_is_the_last_row_of_all(suite: &Suite<'_>) -> Checked {
         let sequence = text(13, n);
         let all = suite.fresh(&sequence)?;
         let last = suite.small()?.feed(0, &sequence, Want::Last)?;
-        suite
-            .is_same(&last, &all[n - 1..])
-            .map_err(|broken| broken.at(format_args!("a run of {n}")))?;
+        suite.is_same(&last, &all[n - 1..]).map_err(|broken| broken.at(format_args!("a run of {n}")))?;
     }
     Ok(())
 }
@@ -90,17 +83,11 @@ pub(super) fn rows_follow_wants(suite: &Suite<'_>) -> Checked {
     let sequences = ragged();
     let alone: Vec<Rows> = sequences.iter().map(|s| suite.fresh(s)).collect::<Checked<_>>()?;
     use Want::{All, Last, None};
-    for wants in [
-        [None, Last, All, None],
-        [All, None, Last, Last],
-        [Last, All, None, All],
-        [None; 4],
-        [Last; 4],
-    ] {
+    for wants in
+        [[None, Last, All, None], [All, None, Last, Last], [Last, All, None, All], [None; 4], [Last; 4]]
+    {
         let mut rig = suite.small()?;
-        let feeds: Vec<Feed<'_>> = (0..4)
-            .map(|slot| (slot, &sequences[slot][..], wants[slot]))
-            .collect();
+        let feeds: Vec<Feed<'_>> = (0..4).map(|slot| (slot, &sequences[slot][..], wants[slot])).collect();
         for (slot, rows) in rig.step(&feeds)?.iter().enumerate() {
             let alone = &alone[slot];
             let expected = match wants[slot] {
@@ -127,11 +114,7 @@ pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked
     let (a, b, c) = (text(15, 7), text(16, 3), text(17, 9));
     let next = text(18, 5);
     // The decode stands between: an engine that computes its decodes apart must put their rows back.
-    let feeds: [Feed<'_>; 3] = [
-        (2, &c, Want::All),
-        (0, &next[..1], Want::Last),
-        (1, &next[1..], Want::All),
-    ];
+    let feeds: [Feed<'_>; 3] = [(2, &c, Want::All), (0, &next[..1], Want::Last), (1, &next[1..], Want::All)];
     let started = || -> Checked<Rig> {
         let mut rig = suite.small()?;
         rig.step(&[(0, &a, Want::None), (1, &b, Want::None)])?;
@@ -141,9 +124,7 @@ pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked
     let mut rig = started()?;
     for (feed, together) in feeds.into_iter().zip(together) {
         let apart = rig.step(&[feed])?.concat();
-        suite
-            .is_same(&together, &apart)
-            .map_err(|broken| broken.at(format_args!("slot {}", feed.0)))?;
+        suite.is_same(&together, &apart).map_err(|broken| broken.at(format_args!("slot {}", feed.0)))?;
     }
     Ok(())
 }
@@ -151,11 +132,8 @@ pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked
 pub(super) fn same_input_same_bits(suite: &Suite<'_>) -> Checked {
     let sequences = ragged();
     let script = |rig: &mut Rig| -> Checked<Rows> {
-        let feeds: Vec<Feed<'_>> = sequences
-            .iter()
-            .enumerate()
-            .map(|(slot, s)| (slot, &s[..], Want::All))
-            .collect();
+        let feeds: Vec<Feed<'_>> =
+            sequences.iter().enumerate().map(|(slot, s)| (slot, &s[..], Want::All)).collect();
         let mut rows = rig.step(&feeds)?.concat();
         for slot in 0..4 {
             rows.extend(rig.feed(slot, &sequences[0], Want::Last)?);
@@ -180,11 +158,8 @@ pub(super) fn any_thread_count_gives_the_same_logits(suite: &Suite<'_>) -> Check
         let mut params = LoadParams::new(32, 4);
         params.threads = threads;
         let mut rig = suite.load(&weights(small()), &params)?;
-        let feeds: Vec<Feed<'_>> = sequences
-            .iter()
-            .enumerate()
-            .map(|(slot, s)| (slot, &s[..], Want::All))
-            .collect();
+        let feeds: Vec<Feed<'_>> =
+            sequences.iter().enumerate().map(|(slot, s)| (slot, &s[..], Want::All)).collect();
         let mut rows = rig.step(&feeds)?.concat();
         rows.extend(rig.feed(1, &sequences[2], Want::Last)?);
         Ok(rows)
@@ -206,12 +181,7 @@ pub(super) fn logits_buffer_is_overwritten(suite: &Suite<'_>) -> Checked {
     for (n_rows, vocab_size) in [(0, 1), (1, 3), (5, 61), (1, n_logits), (40, 61), (3, 1000)] {
         let mut logits = Logits::new();
         logits.reset(n_rows, vocab_size).fill(f32::NAN);
-        let runs = [Run {
-            slot: Slot(0),
-            start_pos: 0,
-            tokens: &sequence,
-            want: Want::All,
-        }];
+        let runs = [Run { slot: Slot(0), start_pos: 0, tokens: &sequence, want: Want::All }];
         suite.small()?.model.forward(&Batch::new(&runs), &mut logits)?;
         let rows: Rows = logits.rows().map(<[f32]>::to_vec).collect();
         suite
@@ -221,12 +191,7 @@ pub(super) fn logits_buffer_is_overwritten(suite: &Suite<'_>) -> Checked {
     // Nothing wanted leaves nothing, not the rows of the step before.
     let mut logits = Logits::new();
     logits.reset(2, 61).fill(1.0);
-    let runs = [Run {
-        slot: Slot(0),
-        start_pos: 0,
-        tokens: &sequence,
-        want: Want::None,
-    }];
+    let runs = [Run { slot: Slot(0), start_pos: 0, tokens: &sequence, want: Want::None }];
     suite.small()?.model.forward(&Batch::new(&runs), &mut logits)?;
     match logits.n_rows() {
         0 => Ok(()),

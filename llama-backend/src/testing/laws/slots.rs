@@ -8,13 +8,9 @@ use crate::{TokenId, Want};
 fn continues(suite: &Suite<'_>, rig: &mut Rig, slot: usize, held: &[TokenId], more: &[TokenId]) -> Checked {
     let rows = rig.feed(slot, more, Want::All)?;
     let fresh = suite.fresh(&joined(&[held, more]))?;
-    suite.is_same(&rows, &fresh[held.len()..]).map_err(|broken| {
-        broken.at(format_args!(
-            "slot {slot}, {} tokens after {}",
-            more.len(),
-            held.len()
-        ))
-    })
+    suite
+        .is_same(&rows, &fresh[held.len()..])
+        .map_err(|broken| broken.at(format_args!("slot {slot}, {} tokens after {}", more.len(), held.len())))
 }
 
 pub(super) fn truncate_and_refeed_equals_fresh(suite: &Suite<'_>) -> Checked {

@@ -5,9 +5,8 @@ use super::{Global, Object, PickleError, PickledTensor, Storage, Value};
 
 impl<'a> Machine<'a> {
     pub(super) fn global(&mut self, module: &str, name: &str) -> Result<(), PickleError> {
-        let global = Global::find(module, name).ok_or_else(|| PickleError::Global {
-            name: format!("{module}.{name}"),
-        })?;
+        let global = Global::find(module, name)
+            .ok_or_else(|| PickleError::Global { name: format!("{module}.{name}") })?;
         self.stack.push(Value::Global(global));
         Ok(())
     }
@@ -33,9 +32,8 @@ impl<'a> Machine<'a> {
     pub(super) fn reduce(&mut self) -> Result<(), PickleError> {
         let arguments = self.pop()?;
         let function = self.pop()?;
-        let arguments = self
-            .tuple(arguments)
-            .ok_or_else(|| self.damaged("a call without a tuple of arguments"))?;
+        let arguments =
+            self.tuple(arguments).ok_or_else(|| self.damaged("a call without a tuple of arguments"))?;
         match (function, arguments) {
             (Value::Global(Global::OrderedDict), []) => self.push(Object::Dict(Vec::new())),
             (
@@ -110,11 +108,7 @@ impl<'a> Machine<'a> {
                     n_elements,
                     Value::None,
                 ],
-            ) => size(n_elements).map(|n_elements| Storage {
-                class,
-                key,
-                n_elements,
-            }),
+            ) => size(n_elements).map(|n_elements| Storage { class, key, n_elements }),
             _ => None,
         };
         let storage = storage.ok_or_else(|| self.damaged("a reference that is not to a storage"))?;

@@ -21,14 +21,7 @@ pub(super) struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     pub(super) fn new(input: &'a [u8]) -> Self {
-        Self {
-            input,
-            at: 0,
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: HashMap::new(),
-            objects: Vec::new(),
-        }
+        Self { input, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), objects: Vec::new() }
     }
 
     /// Runs the program to its STOP.
@@ -42,11 +35,7 @@ impl<'a> Machine<'a> {
                 0x95 => drop(self.take::<8>()?),
                 b'.' => {
                     let value = self.pop()?;
-                    return Ok(Pickle {
-                        objects: self.objects,
-                        value,
-                        len: self.at,
-                    });
+                    return Ok(Pickle { objects: self.objects, value, len: self.at });
                 }
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
@@ -158,9 +147,7 @@ impl<'a> Machine<'a> {
                 _ => return Err(PickleError::Opcode { opcode, at }),
             }
         }
-        Err(PickleError::TooLong {
-            limit: MAX_INSTRUCTIONS,
-        })
+        Err(PickleError::TooLong { limit: MAX_INSTRUCTIONS })
     }
 
     pub(super) fn damaged(&self, what: &'static str) -> PickleError {
@@ -169,9 +156,7 @@ impl<'a> Machine<'a> {
 
     fn take_slice(&mut self, len: usize) -> Result<&'a [u8], PickleError> {
         let rest = self.input.get(self.at..).unwrap_or_default();
-        let taken = rest
-            .get(..len)
-            .ok_or(PickleError::Truncated { at: self.input.len() })?;
+        let taken = rest.get(..len).ok_or(PickleError::Truncated { at: self.input.len() })?;
         self.at += len;
         Ok(taken)
     }
@@ -238,10 +223,7 @@ impl<'a> Machine<'a> {
     }
 
     pub(super) fn pop_to_mark(&mut self) -> Result<Vec<Value<'a>>, PickleError> {
-        let mark = self
-            .marks
-            .pop()
-            .ok_or_else(|| self.damaged("no mark on the stack"))?;
+        let mark = self.marks.pop().ok_or_else(|| self.damaged("no mark on the stack"))?;
         // Nothing is popped below a mark, so the stack is at least that long.
         Ok(self.stack.split_off(mark))
     }
