@@ -194,6 +194,7 @@ def main():
     parser.add_argument("--check-every", type=int, default=600)
     parser.add_argument("--start", help="go on from this .pth with the second stage: lists, at half the rates")
     parser.add_argument("--more", type=int, default=13_000, help="dialogs of the second stage")
+    parser.add_argument("--seed", type=int, default=3, help="of the dialogs of the second stage")
     args = parser.parse_args()
 
     started = time.time()
@@ -201,7 +202,7 @@ def main():
     sp = sentencepiece.SentencePieceProcessor(model_file=args.tokenizer)
     if args.start:
         w, peak = pth.load(args.start), 0.5
-        data = batches(sp, 3, args.more, False, corpus.FOR_LISTS, args.tokens)
+        data = batches(sp, args.seed, args.more, False, corpus.FOR_LISTS, args.tokens)
     else:
         w, peak = initial(params, sp.get_piece_size(), seed=7), 1.0
         data = batches(sp, 1, args.early, True, corpus.FOR_TRAINING, args.tokens)
