@@ -49,6 +49,15 @@ pub struct SamplingArgs {
     pub top_p: f64,
 }
 
+/// Bytes at an address that is a multiple of 64, so that tensors in them can be used where they lie.
+#[repr(align(64))]
+struct Aligned<const LEN: usize> {
+    bytes: [u8; LEN],
+}
+
+static WEIGHTS: Aligned<{ include_bytes!("../../models/tiny-chat/consolidated.00.pth").len() }> =
+    Aligned { bytes: *include_bytes!("../../models/tiny-chat/consolidated.00.pth") };
+
 /// A builder for tiny-chat, the model in the binary.
 ///
 /// # Errors
@@ -56,7 +65,7 @@ pub struct SamplingArgs {
 /// None but for a binary that was built from a damaged model.
 pub fn tiny_chat() -> Result<LlamaBuilder, llama_core::Error> {
     let params = include_bytes!("../../models/tiny-chat/params.json");
-    let weights: &'static [u8] = include_bytes!("../../models/tiny-chat/consolidated.00.pth");
+    let weights: &'static [u8] = &WEIGHTS.bytes;
     let tokenizer = include_bytes!("../../models/tiny-chat/tokenizer.model");
     Ok(Llama::builder()
         .checkpoint_from(checkpoint::from_bytes(params, [weights])?)

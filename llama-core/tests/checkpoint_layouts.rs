@@ -48,6 +48,9 @@ fn folders_without_a_checkpoint_say_what_is_missing() {
     let empty = error(&[("pytorch_model.bin", b"")]);
     assert!(matches!(empty, CheckpointError::NoCheckpoint { .. }) && empty.is_not_found());
     assert!(empty.to_string().contains("pytorch_model.bin"), "{empty}");
+    assert!(error(&[]).to_string().contains("found nothing"), "{}", error(&[]));
+    let many = ["a", "b", "c", "d", "e", "f", "g"].map(|name| (name, b"".as_slice()));
+    assert!(error(&many).to_string().contains("a, b, c, d, e and 2 more"), "{}", error(&many));
 
     let model = pth::model();
     for (files, file) in [

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use examples::{ModelArgs, Outcome, SamplingArgs, capitalize};
-use llama_core::{ChatOptions, Dialog};
+use llama_core::{ChatOptions, Dialog, Error, Llama, Role};
 
 /// Answers dialogs in one batch, as the reference's example_chat_completion.py does.
 #[derive(Debug, Parser)]
@@ -49,16 +49,42 @@ fn chat_completion(args: &Args) -> Outcome {
         max_gen_len: args.max_gen_len,
         ..Default::default()
     };
-    let answers = llama.chat_completion(&dialogs, &options)?;
+    let answers = answer_those_that_fit(&llama, &dialogs, &options)?;
 
     let mut out = io::stdout().lock();
     for (dialog, answer) in dialogs.iter().zip(&answers) {
         for message in dialog.messages() {
             writeln!(out, "{}: {}\n", capitalize(message.role.as_str()), message.content)?;
         }
-        let answer = &answer.generation;
-        writeln!(out, "> {}: {}", capitalize(answer.role.as_str()), answer.content)?;
+        writeln!(out, "> {}: {answer}", capitalize(Role::Assistant.as_str()))?;
         writeln!(out, "\n==================================\n")?;
     }
     Ok(())
+}
+
+/// One answer per dialog. A dialog that is too long for the context gets that as its answer, as one with special tags
+/// does, and does not keep the others from theirs; where none fits, it is an error.
+fn answer_those_that_fit(
+    llama: &Llama,
+    dialogs: &[Dialog],
+    options: &ChatOptions,
+) -> Result<Vec<String>, Error> {
+    let mut answers = vec![String::new(); dialogs.len()];
+    let mut fitting: Vec<usize> = (0..dialogs.len()).collect();
+    let predictions = loop {
+        let asked: Vec<Dialog> = fitting.iter().map(|&row| dialogs[row].clone()).collect();
+        match llama.chat_completion(&asked, options) {
+            // Found before anything is computed, so asking again costs nothing.
+            Err(Error::ContextOverflow { row, prompt, limit }) if fitting.len() > 1 => {
+                answers[fitting.remove(row)] = format!(
+                    "Error: this dialog has {prompt} tokens, which leaves no room in {limit} (--max_seq_len)."
+                );
+            }
+            answered => break answered?,
+        }
+    };
+    for (row, prediction) in fitting.into_iter().zip(predictions) {
+        answers[row] = prediction.generation.content;
+    }
+    Ok(answers)
 }

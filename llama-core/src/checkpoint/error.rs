@@ -26,13 +26,15 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// A folder that holds no checkpoint.
-    #[error("{} holds no checkpoint: found {found:?}; expected params.json with consolidated.00.pth (Meta), or config.json \
-             with model.safetensors or model.safetensors.index.json (Hugging Face)", .dir.display())]
+    #[error("{} holds no checkpoint: found {}; expected params.json with consolidated.00.pth (Meta), or config.json \
+             with model.safetensors or model.safetensors.index.json (Hugging Face)", .dir.display(), names(.found, *.entries))]
     NoCheckpoint {
         /// The folder.
         dir: PathBuf,
         /// What it holds; the first names only, where they are many.
         found: Vec<String>,
+        /// How many files and folders it holds.
+        entries: usize,
     },
     /// A folder that holds more than one checkpoint.
     #[error("{} holds more than one checkpoint: found {found:?}; expected one of them alone", .dir.display())]
@@ -133,6 +135,15 @@ pub enum CheckpointError {
     /// A tensor that is missing, mis-shaped or of a type that is not supported.
     #[error(transparent)]
     Weights(#[from] WeightError),
+}
+
+/// The names of files that were found, and how many more there are.
+fn names(found: &[String], entries: usize) -> String {
+    match entries.saturating_sub(found.len()) {
+        0 if found.is_empty() => "nothing".to_owned(),
+        0 => found.join(", "),
+        more => format!("{} and {more} more", found.join(", ")),
+    }
 }
 
 impl CheckpointError {

@@ -205,6 +205,7 @@ fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Form
         (_, _, []) => Err(CheckpointError::NoCheckpoint {
             dir: dir.to_owned(),
             found: names.iter().take(MAX_NAMES).cloned().collect(),
+            entries: names.len(),
         }),
         (_, _, several) => Err(CheckpointError::Ambiguous {
             dir: dir.to_owned(),
@@ -214,7 +215,7 @@ fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Form
 }
 
 /// As many names of files as an error lists.
-const MAX_NAMES: usize = 20;
+const MAX_NAMES: usize = 5;
 
 /// The names of a folder's entries, in order.
 fn list(dir: &Path) -> Result<BTreeSet<String>, CheckpointError> {
