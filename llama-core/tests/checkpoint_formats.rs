@@ -1,11 +1,11 @@
 //! Every format and variant gives the same tensors: the canonical form does not depend on the file.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod fixtures;
+mod golden;
 
 use std::sync::Arc;
 
-use fixtures::data;
+use golden::data;
 use llama_backend::{DType, ModelConfig, WeightSource};
 use llama_core::checkpoint::{self, Checkpoint, Format};
 

@@ -1,13 +1,13 @@
 //! A slice of a tensor is what the whole tensor has there, in every format; and a slice that does not exist is an error.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod fixtures;
+mod golden;
 #[path = "fixtures/pth.rs"]
 mod pth;
 
 use std::ops::Range;
 
-use fixtures::data;
+use golden::data;
 use llama_backend::{WeightError, WeightSource};
 use llama_core::checkpoint;
 

@@ -11,6 +11,11 @@
 //! ```
 
 #![allow(dead_code, reason = "every test binary compiles this module, and none uses all of it")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a golden file that is not what it says fails its test"
+)]
 #![allow(clippy::print_stdout, reason = "the count of cases is the result")]
 
 use std::fmt::Debug;
