@@ -8,12 +8,13 @@
 mod golden;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use golden::{Check, Golden, close, same};
 use llama_backend::testing::Oracle;
 use llama_core::{
-    ChatOptions, ChatPrediction, Dialog, Error, FinishReason, GenerationOptions, Llama, Message, REFUSAL,
-    TokenId, Usage, checkpoint,
+    BackendKind, ChatOptions, ChatPrediction, Dialog, Error, FinishReason, GenerationOptions, Llama, Message,
+    REFUSAL, TokenId, Usage, checkpoint,
 };
 use serde::Deserialize;
 
@@ -112,7 +113,7 @@ const RULES: &[Rule] = &[
 /// A model under test, and the oracle that rules are checked with.
 struct Calls {
     llama: Llama,
-    checkpoint: std::path::PathBuf,
+    checkpoint: PathBuf,
 }
 
 impl Calls {
@@ -393,14 +394,24 @@ fn check_refused(case: &Case, calls: &Calls, error: &ReferenceError) -> Check {
 fn check_file(file: &str) {
     let Some(golden) = Golden::load(file) else { return };
     let Some(checkpoint) = golden.data("checkpoint") else { return };
+    for engine in golden::engines() {
+        check_on(&golden, &checkpoint, engine, file);
+    }
+}
+
+fn check_on(golden: &Golden, checkpoint: &Path, engine: BackendKind, file: &str) {
     let mut built: HashMap<(usize, usize), Calls> = HashMap::new();
     let mut by_rule = vec![Vec::new(); RULES.len()];
-    golden.check("cases", |case| {
+    golden.check_on(engine, |case| {
         let case: Case = serde_json::from_value(case.clone()).map_err(|error| error.to_string())?;
         let calls = built.entry((case.max_seq_len, case.max_batch_size)).or_insert_with(|| {
-            let tokenizer = checkpoint.join("tokenizer.model");
-            let llama = Llama::build(&checkpoint, tokenizer, case.max_seq_len, case.max_batch_size);
-            Calls { llama: llama.unwrap(), checkpoint: checkpoint.clone() }
+            let llama = Llama::builder()
+                .checkpoint(checkpoint)
+                .tokenizer(checkpoint.join("tokenizer.model"))
+                .max_seq_len(case.max_seq_len)
+                .max_batch_size(case.max_batch_size)
+                .backend(engine);
+            Calls { llama: llama.build().unwrap(), checkpoint: checkpoint.to_owned() }
         });
         let checked = match (RULES.iter().position(|rule| (rule.applies)(&case, calls)), &case.expect.error) {
             (Some(i), _) => {
@@ -413,7 +424,7 @@ fn check_file(file: &str) {
         checked.map_err(|wrong| format!("{} {}: {wrong}", case.op, case.id))
     });
     for (rule, cases) in RULES.iter().zip(by_rule) {
-        println!("{file}: {} differ on purpose, {}: {}", cases.len(), rule.what, cases.join(", "));
+        println!("{file} ({engine}): {} differ on purpose, {}: {}", cases.len(), rule.what, cases.join(", "));
     }
 }
 

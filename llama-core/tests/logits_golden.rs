@@ -38,21 +38,28 @@ struct RandomCase {
     top_ids: Vec<usize>,
 }
 
-/// A model per checkpoint, loaded when it is first asked for.
-#[derive(Default)]
-struct Models(HashMap<String, Box<dyn Model>>);
+/// A model per checkpoint, loaded on one engine when it is first asked for.
+struct Models {
+    engine: BackendKind,
+    loaded: HashMap<String, Box<dyn Model>>,
+}
 
 impl Models {
+    fn on(engine: BackendKind) -> Self {
+        Self { engine, loaded: HashMap::new() }
+    }
+
     /// All rows of logits of `tokens`; `None` where the checkpoint is absent and may be.
     fn logits(&mut self, name: &str, tokens: &[TokenId]) -> Option<Logits> {
-        if !self.0.contains_key(name) {
+        if !self.loaded.contains_key(name) {
             let weights = checkpoint::open(golden::data(name)?).unwrap().weights();
-            let backend = BackendKind::default().open(Device::Cpu).unwrap();
+            let backend = self.engine.open(Device::Cpu).unwrap();
             let mut params = LoadParams::new(MAX_SEQ_LEN, 1);
             params.max_batch_tokens = MAX_SEQ_LEN;
-            self.0.insert(name.to_owned(), backend.load(ModelSource::Weights(weights), &params).unwrap());
+            self.loaded
+                .insert(name.to_owned(), backend.load(ModelSource::Weights(weights), &params).unwrap());
         }
-        let model = self.0.get_mut(name)?;
+        let model = self.loaded.get_mut(name)?;
         let mut logits = Logits::new();
         let run = Run { slot: Slot(0), start_pos: 0, tokens, want: Want::All };
         model.forward(&Batch::new(&[run]), &mut logits).unwrap();
@@ -84,8 +91,14 @@ fn check_position(position: &Position, row: &[f32]) -> Check {
 #[test]
 fn logits_stories260k() {
     let Some(golden) = Golden::load("logits_stories260k.json") else { return };
-    let mut models = Models::default();
-    golden.check("cases", |json| {
+    for engine in golden::engines() {
+        check_logits(&golden, engine);
+    }
+}
+
+fn check_logits(golden: &Golden, engine: BackendKind) {
+    let mut models = Models::on(engine);
+    golden.check_on(engine, |json| {
         let case: LogitsCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
         let tokens = ids(&json["tokens"]);
         let Some(logits) = models.logits(&case.checkpoint, &tokens) else { return Ok(()) };
@@ -102,10 +115,11 @@ fn logits_stories260k() {
 #[test]
 fn random256() {
     let Some(golden) = Golden::load("random256.json") else { return };
-    let mut models = Models::default();
     let of_reader = |case: &serde_json::Value| !golden::text(&case["path"]).ends_with(".gguf");
-    for checkpoint in ["random256", "random256-hf"] {
-        golden.check_where("cases", of_reader, |json| {
+    let checkpoints = ["random256", "random256-hf"];
+    for (engine, checkpoint) in golden::engines().into_iter().flat_map(|e| checkpoints.map(|c| (e, c))) {
+        let mut models = Models::on(engine);
+        golden.check_where("cases", &format!("{checkpoint}, {engine}"), of_reader, |json| {
             let case: RandomCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
             let Some(logits) = models.logits(checkpoint, &ids(&json["tokens"])) else { return Ok(()) };
             let last = logits.rows().last().unwrap_or_default();

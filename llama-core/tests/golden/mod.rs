@@ -22,6 +22,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use llama_backend::TokenId;
+use llama_core::{BackendKind, Device};
 use serde_json::Value;
 
 /// Absolute tolerance on logits and log-probabilities, against the reference in float32.
@@ -52,13 +53,20 @@ impl Golden {
 
     /// Checks every case of a list, prints `file: N of N cases`, and fails unless all hold.
     pub(crate) fn check(&self, list: &str, check: impl FnMut(&Value) -> Check) {
-        self.check_where(list, |_| true, check);
+        let note = if list == "cases" { "" } else { list };
+        self.check_where(list, note, |_| true, check);
     }
 
-    /// As [`check`](Self::check), for the cases that are meant.
+    /// As [`check`](Self::check), naming the engine that answers.
+    pub(crate) fn check_on(&self, engine: BackendKind, check: impl FnMut(&Value) -> Check) {
+        self.check_where("cases", engine.name(), |_| true, check);
+    }
+
+    /// As [`check`](Self::check), for the cases that are meant; `note` says which, or by whom.
     pub(crate) fn check_where(
         &self,
         list: &str,
+        note: &str,
         meant: impl Fn(&Value) -> bool,
         mut check: impl FnMut(&Value) -> Check,
     ) {
@@ -72,10 +80,20 @@ impl Golden {
                 Err(wrong) => println!("{} {list}[{i}]: {wrong}", self.name),
             }
         }
-        let what = if list == "cases" { String::new() } else { format!(" ({list})") };
+        let what = if note.is_empty() { String::new() } else { format!(" ({note})") };
         println!("{}: {passed} of {} cases{what}", self.name, cases.len());
         assert_eq!(passed, cases.len(), "{} {list}", self.name);
     }
+}
+
+/// The engines that are compiled in: what is golden is golden on each.
+pub(crate) fn engines() -> Vec<BackendKind> {
+    let compiled_in = |kind: &BackendKind| match kind.open(Device::Cpu) {
+        Ok(_) => true,
+        Err(error) if error.is_missing_feature() => false,
+        Err(error) => panic!("{kind}: {error}"),
+    };
+    BackendKind::ALL.iter().copied().filter(compiled_in).collect()
 }
 
 /// A file or directory of the checkpoints, or `None` where it is absent and may be.
