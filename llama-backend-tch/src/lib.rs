@@ -46,6 +46,8 @@
 compile_error!("weights are little-endian, and used where they lie");
 
 mod attention;
+#[doc(hidden)]
+pub mod for_benches;
 mod kv_cache;
 mod linear;
 mod load;

@@ -110,21 +110,28 @@ impl Ops {
         bytes: WeightBytes,
     ) -> Result<Linear> {
         let kind = kind(dtype)?;
+        check_len(&bytes, &[n_out, n_in], kind)?;
         let size = [n_out as i64, n_in as i64];
         let (weight, bytes) = if self.device == Device::Cpu && is_aligned(&bytes, kind) {
             (tensor_over(&bytes, size, kind)?, Some(bytes))
         } else {
-            // Copies, to an aligned address.
-            (Tensor::f_from_data_size(&bytes, &size, kind)?.f_to_device(self.device)?, None)
+            (copied(&bytes, &size, kind)?.f_to_device(self.device)?, None)
         };
         Ok(Linear { n_out: size[0], n_in: size[1], kind, weight, _bytes: bytes })
     }
 
     /// A vector of weights as an f32 tensor, `[n]`: norms are small, and widened once.
     pub(crate) fn vector(&self, dtype: DType, bytes: &[u8]) -> Result<Tensor> {
-        let n = (bytes.len() / dtype.size()) as i64;
-        let stored = Tensor::f_from_data_size(bytes, &[n], kind(dtype)?)?;
-        stored.f_to_kind(Kind::Float)?.f_to_device(self.device)
+        let n = bytes.len() / dtype.size();
+        let kind = kind(dtype)?;
+        check_len(bytes, &[n], kind)?;
+        copied(bytes, &[n as i64], kind)?.f_to_kind(Kind::Float)?.f_to_device(self.device)
+    }
+}
+
+impl Linear {
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 }
 
@@ -137,16 +144,29 @@ fn kind(dtype: DType) -> Result<Kind> {
     }
 }
 
+/// That bytes are as many as a dense shape has. tch itself does not check: it would copy what lies behind them.
+fn check_len(bytes: &[u8], size: &[usize], kind: Kind) -> Result<()> {
+    let expected = size.iter().try_fold(kind.elt_size_in_bytes(), |n, &dim| n.checked_mul(dim));
+    if expected == Some(bytes.len()) {
+        return Ok(());
+    }
+    Err(tch::TchError::Shape(format!("{} bytes for {size:?} of {kind:?}", bytes.len())))
+}
+
+/// A tensor of its own, at an address that libtorch likes. The length has been checked.
+fn copied(bytes: &[u8], size: &[i64], kind: Kind) -> Result<Tensor> {
+    Tensor::f_from_data_size(bytes, size, kind)
+}
+
 fn is_aligned(bytes: &[u8], kind: Kind) -> bool {
     bytes.as_ptr().addr().is_multiple_of(kind.elt_size_in_bytes())
 }
 
 /// A tensor that reads a checkpoint's bytes where they lie. It must not outlive them.
 fn tensor_over(bytes: &WeightBytes, size: [i64; 2], kind: Kind) -> Result<Tensor> {
-    let expected = size[0] as usize * size[1] as usize * kind.elt_size_in_bytes();
-    if bytes.len() != expected || !is_aligned(bytes, kind) {
-        let found = bytes.len();
-        return Err(tch::TchError::Shape(format!("{found} bytes for {expected}, or not aligned")));
+    check_len(bytes, &size.map(|n| usize::try_from(n).unwrap_or(usize::MAX)), kind)?;
+    if !is_aligned(bytes, kind) {
+        return Err(tch::TchError::Shape(format!("bytes that are not aligned to {kind:?}")));
     }
     // SAFETY:
     // - the pointer is aligned to its elements, and as many bytes follow as the dense shape has: checked above;
@@ -165,4 +185,60 @@ fn native_bf16() -> bool {
     return std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `n` small numbers as bytes, after `shift` others, in memory that starts at a multiple of 16.
+    fn bytes(n: usize, shift: usize) -> WeightBytes {
+        let numbers = (0..n).map(|i| (i % 17) as f32 - 8.0);
+        let bytes: Vec<u8> =
+            std::iter::repeat_n(0, shift).chain(numbers.flat_map(f32::to_le_bytes)).collect();
+        WeightBytes::new(std::sync::Arc::new(bytes), shift..shift + 4 * n).unwrap()
+    }
+
+    #[test]
+    fn weights_are_used_where_they_lie_unless_misaligned() {
+        let ops = Ops::new(Device::Cpu, false, 0).unwrap();
+        let x = Tensor::f_arange(24, (Kind::Float, Device::Cpu)).unwrap().f_view([3, 8]).unwrap();
+        let expected = ops.linear(&x, &ops.matrix(5, 8, DType::F32, bytes(40, 0)).unwrap()).unwrap();
+        for (shift, in_place) in [(4, true), (12, true), (2, false), (7, false)] {
+            let bytes = bytes(40, shift);
+            let matrix = ops.matrix(5, 8, DType::F32, bytes.clone()).unwrap();
+            assert_eq!(matrix.weight.data_ptr().cast_const().cast() == bytes.as_ptr(), in_place, "{shift}");
+            drop(bytes); // the matrix keeps them
+            assert!(ops.linear(&x, &matrix).unwrap().equal(&expected), "{shift}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_do_not_fit_the_shape_are_an_error() {
+        let ops = Ops::new(Device::Cpu, false, 0).unwrap();
+        assert!(ops.matrix(5, 9, DType::F32, bytes(40, 0)).is_err());
+        assert!(ops.matrix(5, 9, DType::F32, bytes(40, 1)).is_err());
+        assert!(ops.matrix(4, 8, DType::F32, bytes(40, 4)).is_err());
+    }
+
+    #[test]
+    fn tiles_make_the_whole_product() {
+        // One row of tiles and a rest; one tile; as many tiles as rows.
+        for (n_out, n_in, tile) in [(7, 8, 24), (7, 8, 1 << 10), (5, 8, 8)] {
+            let mut ops = Ops::new(Device::Cpu, true, 0).unwrap();
+            ops.tile = ops.tile.f_narrow(0, 0, tile).unwrap();
+            let wide = ops.matrix(n_out, n_in, DType::F32, bytes(n_out * n_in, 0)).unwrap();
+            let half = wide.weight.f_to_kind(Kind::Half).unwrap();
+            let half = Linear {
+                weight: half,
+                kind: Kind::Half,
+                ..ops.matrix(n_out, n_in, DType::F32, bytes(n_out * n_in, 0)).unwrap()
+            };
+            for n in [1, 4] {
+                let x = Tensor::f_arange(n * n_in as i64, (Kind::Float, Device::Cpu)).unwrap();
+                let x = x.f_view([n, n_in as i64]).unwrap();
+                assert!(ops.linear(&x, &half).unwrap().equal(&ops.linear(&x, &wide).unwrap()));
+            }
+        }
+    }
 }
