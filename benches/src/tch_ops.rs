@@ -27,13 +27,13 @@ pub fn measure(n_threads: usize, rounds: usize) -> Result<Vec<Call>, Error> {
     let _no_grad = tch::no_grad_guard();
     let mut calls = Vec::new();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let product = |exact| {
+        let product = |half_products| {
             let weights = RandomWeights::new(shape(), dtype, 1);
             let bytes = weights.bytes("layers.0.feed_forward.w1.weight")?;
-            Ok::<_, Error>(Product::new([N_OUT, N_IN], dtype, bytes, exact)?)
+            Ok::<_, Error>(Product::new([N_OUT, N_IN], dtype, bytes, half_products)?)
         };
-        let (fast, exact) = (product(false)?, product(true)?);
-        let w = fast.weight();
+        let (whole, half) = (product(false)?, product(true)?);
+        let w = whole.weight();
         let kind = w.f_kind()?;
         let scratch = Tensor::f_empty([N_OUT as i64, N_IN as i64], (Kind::Float, Device::Cpu))?;
         for n in [1, 8, 16, 512] {
@@ -56,11 +56,11 @@ pub fn measure(n_threads: usize, rounds: usize) -> Result<Vec<Call>, Error> {
                 calls.push((format!("{dtype} {n} {name}"), times));
                 Ok::<_, Error>(())
             };
-            run("ours", &|| Ok(fast.run(&x)?))?;
+            run("ours", &|| Ok(whole.run(&x)?))?;
             if dtype == DType::F32 {
                 run("mkldnn_linear", &|| Ok(oned(w)?))?;
             } else {
-                run("ours exactly", &|| Ok(exact.run(&x)?))?;
+                run("ours with half products", &|| Ok(half.run(&x)?))?;
                 run("widened as a whole, matmul_out", &|| Ok(widened()?))?;
             }
             // Where it is emulated, one of these takes minutes.
@@ -72,19 +72,26 @@ pub fn measure(n_threads: usize, rounds: usize) -> Result<Vec<Call>, Error> {
     Ok(calls)
 }
 
-/// Our choice's time over that of the fastest call, by the best rounds: `(dtype and rows, ratio, the fastest)`.
+/// Our choices' times over that of the fastest call, by medians: what was compared, the ratio, and the fastest.
+///
+/// What rounds activations is compared with what does not, and both with all.
 #[must_use]
 pub fn ratios(calls: &[Call]) -> Vec<(String, f64, String)> {
+    // "bf16 16" and "linear" of "bf16 16 linear".
     let split = |name: &str| {
-        let mut parts = name.splitn(3, ' ');
-        let case = format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        (case, parts.next().unwrap_or_default().to_owned())
+        let at = name.match_indices(' ').nth(1).map_or(name.len(), |(at, _)| at);
+        (name[..at].to_owned(), name[at..].trim_start().to_owned())
     };
-    let ours = calls.iter().map(|(name, times)| (split(name), times)).filter(|((_, call), _)| call == "ours");
-    let ratio = |((case, _), times): ((String, String), &Vec<Duration>)| {
-        let of_case = calls.iter().filter(|(name, _)| split(name).0 == case);
-        let fastest = of_case.min_by(|(_, a), (_, b)| median(a).total_cmp(&median(b)))?;
-        Some((case, median(times) / median(&fastest.1), split(&fastest.0).1))
+    let rounds = |name: &str| {
+        !name.starts_with("f32") && (name.ends_with(" linear") || name.ends_with("half products"))
+    };
+    let ours = calls.iter().filter(|(name, _)| split(name).1.starts_with("ours"));
+    let ratio = |(name, times): &Call| {
+        let case = split(name).0;
+        let rivals =
+            calls.iter().filter(|(rival, _)| split(rival).0 == case && (rounds(name) || !rounds(rival)));
+        let fastest = rivals.min_by(|(_, a), (_, b)| median(a).total_cmp(&median(b)))?;
+        Some((name.clone(), median(times) / median(&fastest.1), split(&fastest.0).1))
     };
     ours.filter_map(ratio).collect()
 }

@@ -23,9 +23,9 @@ impl Product {
         [n_out, n_in]: [usize; 2],
         dtype: DType,
         bytes: WeightBytes,
-        exact: bool,
+        half_products: bool,
     ) -> Result<Self, BackendError> {
-        let ops = Ops::new(Device::Cpu, exact, n_in).map_err(engine)?;
+        let ops = Ops::new(Device::Cpu, half_products, n_in).map_err(engine)?;
         let matrix = ops.matrix(n_out, n_in, dtype, bytes).map_err(engine)?;
         Ok(Self { ops, matrix })
     }

@@ -4,10 +4,10 @@
 //! depends on the type and on the rows, and the differences are large (`benches/record/tch_ops.csv`):
 //!
 //! - f32: oneDNN's, which takes a dense matrix as it lies, and is as fast as `linear` for one row and faster for more;
-//! - f16 and bf16, one row: `linear` in that type, which reads half the memory. It rounds the activations and the result;
-//! - f16 and bf16, more rows: `linear` would be a product per row, or on processors without AVX-512 BF16 100 times slower than
-//!   f32. A tile of rows that fits the cache is widened to f32 and multiplied as f32, and then the next. Nothing is rounded;
-//! - bf16, more rows, on processors that multiply bf16 themselves: `linear`.
+//! - f16 and bf16: a tile of rows that fits the cache is widened to f32 and multiplied as f32, and then the next. Nothing is rounded,
+//!   and no matrix is ever widened as a whole;
+//! - the same with half products allowed: `linear` in the weights' type for one row, where it reads half the memory, and for more rows
+//!   of bf16 on processors that multiply it themselves. On others it would be a hundred times slower than f32.
 //!
 //! Shapes: a matrix is `[n_out, n_in]`, row-major; activations are `[n, n_in]`, f32.
 
@@ -25,10 +25,12 @@ const LOGIT_ROWS: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Ops {
     device: Device,
-    /// Never round activations.
-    exact: bool,
+    /// May round activations to the weights' type.
+    half_products: bool,
     /// Whether the processor multiplies bf16.
     native_bf16: bool,
+    /// Whether f32 products go through oneDNN.
+    onednn: bool,
     /// Where tiles of a matrix are widened: `[TILE]` or one row of the widest matrix, f32.
     tile: Tensor,
 }
@@ -45,11 +47,12 @@ pub(crate) struct Linear {
 }
 
 impl Ops {
-    pub(crate) fn new(device: Device, exact: bool, widest: usize) -> Result<Self> {
+    pub(crate) fn new(device: Device, half_products: bool, widest: usize) -> Result<Self> {
         Ok(Self {
             device,
-            exact,
+            half_products,
             native_bf16: native_bf16(),
+            onednn: device == Device::Cpu && tch::utils::has_mkldnn(),
             tile: Tensor::f_empty([TILE.max(widest) as i64], (Kind::Float, device))?,
         })
     }
@@ -60,8 +63,9 @@ impl Ops {
         if w.kind == Kind::Float {
             return self.product(x, &w.weight);
         }
+        // A device has no cache to tile for, and multiplies both types itself.
         let native = n == 1 || self.device != Device::Cpu || (w.kind == Kind::BFloat16 && self.native_bf16);
-        if native && !self.exact {
+        if native && self.half_products {
             return x.f_to_kind(w.kind)?.f_linear(&w.weight, None::<&Tensor>)?.f_to_kind(Kind::Float);
         }
         let out = Tensor::f_empty([n, w.n_out], (Kind::Float, self.device))?;
@@ -77,7 +81,7 @@ impl Ops {
 
     /// A product in f32.
     fn product(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        if self.device != Device::Cpu || !tch::utils::has_mkldnn() {
+        if !self.onednn {
             return x.f_linear(weight, None::<&Tensor>);
         }
         x.f_to_mkldnn(None)?.f_mkldnn_linear(weight, None::<&Tensor>)?.f_to_dense(None, false)
@@ -225,7 +229,7 @@ mod tests {
     fn tiles_make_the_whole_product() {
         // One row of tiles and a rest; one tile; as many tiles as rows.
         for (n_out, n_in, tile) in [(7, 8, 24), (7, 8, 1 << 10), (5, 8, 8)] {
-            let mut ops = Ops::new(Device::Cpu, true, 0).unwrap();
+            let mut ops = Ops::new(Device::Cpu, false, 0).unwrap();
             ops.tile = ops.tile.f_narrow(0, 0, tile).unwrap();
             let wide = ops.matrix(n_out, n_in, DType::F32, bytes(n_out * n_in, 0)).unwrap();
             let half = wide.weight.f_to_kind(Kind::Half).unwrap();

@@ -48,7 +48,8 @@ pub(crate) fn load(
     plan(&config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    use_threads(params);
+    let n_threads = i32::try_from(params.n_threads()).unwrap_or(i32::MAX); // `validate` saw that it is far below
+    use_threads(n_threads);
     let _no_grad = tch::no_grad_guard();
     let device = backend.device;
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
@@ -58,10 +59,10 @@ pub(crate) fn load(
     })?;
     let attention = Attention::new(&config, params.max_seq_len, device).map_err(engine)?;
     let widest = config.dim.max(config.q_dim()).max(config.ffn_dim);
-    let ops = Ops::new(device, backend.exact, widest).map_err(engine)?;
+    let ops = Ops::new(device, backend.half_products, widest).map_err(engine)?;
     let transformer = transformer(source, &config, attention, ops)?;
     let slots = Slots::new(&config, params);
-    Ok(TchModel { slots, params: params.clone(), config, transformer, cache })
+    Ok(TchModel { slots, params: params.clone(), n_threads, config, transformer, cache })
 }
 
 /// Takes the tensors of a checkpoint by name.

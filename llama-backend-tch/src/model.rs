@@ -18,6 +18,8 @@ use crate::{Result, engine, message};
 pub(crate) struct TchModel {
     pub(crate) config: ModelConfig,
     pub(crate) params: LoadParams,
+    /// The count of `params`: to ask how many there are reads files.
+    pub(crate) n_threads: i32,
     pub(crate) slots: Slots,
     pub(crate) transformer: Transformer,
     pub(crate) cache: KvCache,
@@ -62,7 +64,7 @@ impl Model for TchModel {
         self.slots.check(batch)?;
         let out = out.reset(batch.n_rows(), self.config.vocab_size);
         // Both are settings of the calling thread. A model may be moved to another between two steps.
-        use_threads(&self.params);
+        use_threads(self.n_threads);
         let _no_grad = tch::no_grad_guard();
         self.transformer.forward(&mut self.cache, batch, out).map_err(engine)?;
         // Until here the new rows lie beyond every slot's length, where nobody reads.
@@ -77,7 +79,7 @@ impl Model for TchModel {
     fn fork(&mut self, from: Slot, to: Slot, len: usize) -> std::result::Result<(), BackendError> {
         let mut slots = self.slots.clone();
         slots.fork(from, to, len)?;
-        use_threads(&self.params);
+        use_threads(self.n_threads);
         let _no_grad = tch::no_grad_guard();
         if let Err(error) = self.cache.copy(from.0, to.0, len) {
             self.slots.truncate(to, 0)?;
@@ -88,11 +90,10 @@ impl Model for TchModel {
     }
 }
 
-/// Makes libtorch compute on this model's threads while this thread calls it. Other threads keep their counts: what is global is
-/// only what a thread starts with.
-pub(crate) fn use_threads(params: &LoadParams) {
-    // At least 1, at most `LoadParams::validate`'s limit: libtorch refuses, and tch would panic, below 1 alone.
-    let n_threads = i32::try_from(params.n_threads()).unwrap_or(i32::MAX);
+/// Makes libtorch compute on so many threads while this thread calls it. Other threads keep their counts: what is global is only
+/// what a thread starts with.
+pub(crate) fn use_threads(n_threads: i32) {
+    // libtorch refuses, and tch would panic, below 1: a count that `LoadParams::validate` does not let through.
     tch::set_num_threads(n_threads.max(1));
 }
 

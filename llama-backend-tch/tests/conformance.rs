@@ -3,19 +3,14 @@
 use llama_backend::testing::Tolerance;
 use llama_backend_tch::TchBackend;
 
-/// The engine as it comes: a decode of half-precision weights rounds activations to their type.
-mod fast {
+llama_backend::conformance_tests!(TchBackend::default());
+
+/// With products in the weights' type, which round activations to it. f32 weights are as exact as ever.
+mod half_products {
     use super::{TchBackend, Tolerance};
 
     llama_backend::conformance_tests!(
-        TchBackend::default(),
+        TchBackend::default().with_half_products(),
         Tolerance { f16: 1e-2, bf16: 1e-1, ..Tolerance::default() }
     );
-}
-
-/// With every product in f32: every type within the tolerance of f32.
-mod exact {
-    use super::TchBackend;
-
-    llama_backend::conformance_tests!(TchBackend::default().exact());
 }

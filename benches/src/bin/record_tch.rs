@@ -14,7 +14,7 @@ fn main() -> Result<(), Error> {
 
     let calls = tch_ops::measure(n_threads, 7)?;
     for (case, ratio, fastest) in tch_ops::ratios(&calls) {
-        println!("{case} rows: our choice takes {ratio:.2} of the fastest call ({fastest})");
+        println!("{case}: {ratio:.2} of the fastest call ({fastest})");
     }
     let rounds: Vec<record::Measure<'_>> =
         calls.iter().map(|(name, times)| (&name[..], &times[..])).collect();
