@@ -216,7 +216,7 @@ impl EngineOps {
             let rows = if i + 1 == self.matrices.len() { 1 } else { n };
             let weight = product.weight();
             let x = Tensor::f_ones([rows as i64, weight.size()[1]], kind)?;
-            std::hint::black_box(x.f_linear(weight, None::<&Tensor>)?);
+            let _ = std::hint::black_box(x.f_linear(weight, None::<&Tensor>)?);
         }
         let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = config();
         for [keys, values] in &self.caches {
@@ -231,7 +231,7 @@ impl EngineOps {
             let (keys, values) = (part(keys)?, part(values)?);
             let none = None::<&Tensor>;
             let (causal, grouped) = (n > 1, n > 1);
-            std::hint::black_box(Tensor::f_scaled_dot_product_attention(
+            let _ = std::hint::black_box(Tensor::f_scaled_dot_product_attention(
                 &q, &keys, &values, none, 0.0, causal, None, grouped,
             )?);
         }
