@@ -40,7 +40,6 @@ impl Product {
     }
 
     /// The matrix, as libtorch's own functions take it. It is read where its bytes lie, and must not be written.
-    #[must_use]
     pub fn weight(&self) -> &Tensor {
         self.matrix.weight()
     }
