@@ -255,7 +255,11 @@ impl<T: Target> Builder<'_, T> {
         let between = name("between");
         if layer + 1 < n_layers {
             let next = format!("layers.{}", layer + 1);
-            return self.add_norm([&between, &w2], &format!("{next}.attention_norm"), &format!("{next}.before"));
+            return self.add_norm(
+                [&between, &w2],
+                &format!("{next}.attention_norm"),
+                &format!("{next}.before"),
+            );
         }
         // What nobody wants to see is not carried further.
         self.op("Gather", &[&between, "rows"], "wanted.between")?;

@@ -87,6 +87,7 @@ impl KvCache {
     }
 
     /// The slot that has a row.
+    #[cfg(test)]
     pub(crate) fn slot_in(&self, row: usize) -> usize {
         self.slot_in[row]
     }
@@ -106,12 +107,15 @@ impl KvCache {
         let inside = |first: usize, row: usize| (first..first + n).contains(&row);
         let wanted: Vec<bool> = (0..self.shape.n_slots).map(|slot| slots.contains(&slot)).collect();
         let moved = |first: usize| -> usize {
-            let come = slots.iter().filter(|&&slot| !inside(first, self.row_of[slot])).map(|&slot| lens[slot]);
-            let go = self.slot_in[first..first + n].iter().filter(|&&slot| !wanted[slot]).map(|&slot| lens[slot]);
+            let come =
+                slots.iter().filter(|&&slot| !inside(first, self.row_of[slot])).map(|&slot| lens[slot]);
+            let go =
+                self.slot_in[first..first + n].iter().filter(|&&slot| !wanted[slot]).map(|&slot| lens[slot]);
             come.chain(go).sum()
         };
         let first = (0..=self.shape.n_slots - n).min_by_key(|&first| moved(first)).unwrap_or(0);
-        let mut free = (first..first + n).filter(|&row| !wanted[self.slot_in[row]]).collect::<Vec<_>>().into_iter();
+        let mut free =
+            (first..first + n).filter(|&row| !wanted[self.slot_in[row]]).collect::<Vec<_>>().into_iter();
         for &slot in slots {
             let from = self.row_of[slot];
             // As many slots are outside as there are rows inside that others have.
@@ -194,7 +198,8 @@ mod tests {
         }
         for _ in 0..2000 {
             let lens: Vec<usize> = (0..8).map(|_| rng.below(6)).collect();
-            let held = |cache: &KvCache| -> Vec<_> { (0..8).map(|slot| cache.held(slot, lens[slot])).collect() };
+            let held =
+                |cache: &KvCache| -> Vec<_> { (0..8).map(|slot| cache.held(slot, lens[slot])).collect() };
             let before = held(&cache);
             let mut slots: Vec<usize> = (0..8).filter(|_| rng.below(2) == 0).collect();
             if slots.is_empty() {

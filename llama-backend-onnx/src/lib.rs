@@ -101,9 +101,7 @@ impl Backend for OnnxBackend {
 
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         match source {
-            ModelSource::Weights(weights) => {
-                Ok(Box::new(load::load(&self.environment, &*weights, params)?))
-            }
+            ModelSource::Weights(weights) => Ok(Box::new(load::load(&self.environment, &*weights, params)?)),
             _ => Err(BackendError::Unsupported {
                 backend: NAME,
                 what: "a source that is not a checkpoint's weights".to_owned(),

@@ -264,7 +264,8 @@ impl Assembly<'_> {
         let cache = |time| {
             let sizes = [config.n_kv_heads, params.max_seq_len, head_width(config.head_dim)];
             let [heads, positions, width] = sizes.map(|size| size as i64); // validated: at most 2^24
-            let names = (0..config.n_layers).flat_map(move |layer| ["keys", "values"].map(|kind| cache_name(time, kind, layer)));
+            let names = (0..config.n_layers)
+                .flat_map(move |layer| ["keys", "values"].map(|kind| cache_name(time, kind, layer)));
             names.map(move |name| outlet(name, TensorElementType::Float32, &[-1, heads, positions, width]))
         };
         let int = TensorElementType::Int64;
@@ -278,8 +279,10 @@ impl Assembly<'_> {
         graph.set_inputs(inputs.into_iter().chain(cache("past")))?;
         let logits = outlet("logits", TensorElementType::Float32, &[-1, config.vocab_size as i64]);
         graph.set_outputs(std::iter::once(logits).chain(cache("present")))?;
-        let opsets: Vec<Opset> =
-            OPSETS.iter().map(|&(domain, version)| Opset::new(domain, version)).collect::<ort::Result<_>>()?;
+        let opsets: Vec<Opset> = OPSETS
+            .iter()
+            .map(|&(domain, version)| Opset::new(domain, version))
+            .collect::<ort::Result<_>>()?;
         let mut model = editor::Model::new(opsets)?;
         model.set_graph(graph)?;
         let recover = |error: ort::Error<SessionBuilder>| ort::Error::new(error.to_string());
@@ -296,7 +299,10 @@ impl Assembly<'_> {
 /// An input or output; -1 is a dimension that varies.
 fn outlet(name: impl Into<String>, ty: TensorElementType, shape: &[i64]) -> Outlet {
     let dimension_symbols = SymbolicDimensions::empty(shape.len());
-    Outlet::new(name, ValueType::Tensor { ty, shape: OrtShape::new(shape.iter().copied()), dimension_symbols })
+    Outlet::new(
+        name,
+        ValueType::Tensor { ty, shape: OrtShape::new(shape.iter().copied()), dimension_symbols },
+    )
 }
 
 impl Target for Assembly<'_> {
@@ -307,14 +313,16 @@ impl Target for Assembly<'_> {
             Attribute::Int(value) => OrtAttribute::new(name, value),
             Attribute::Float(value) => OrtAttribute::new(name, value),
         };
-        let attributes = node.attributes.iter().map(attribute).collect::<ort::Result<Vec<_>>>().map_err(engine)?;
+        let attributes =
+            node.attributes.iter().map(attribute).collect::<ort::Result<Vec<_>>>().map_err(engine)?;
         let outputs = match node.outputs {
             [outputs @ .., ""] => outputs.strip_suffix(&["", ""]).unwrap_or(outputs),
             outputs => outputs,
         };
         // A node's name is its first output's.
         let name = node.outputs.first().copied().unwrap_or_default();
-        let node = editor::Node::new(node.op, node.domain, name, node.inputs, outputs, attributes).map_err(engine)?;
+        let node = editor::Node::new(node.op, node.domain, name, node.inputs, outputs, attributes)
+            .map_err(engine)?;
         self.graph.add_node(node).map_err(engine)
     }
 
@@ -333,8 +341,7 @@ impl Target for Assembly<'_> {
     }
 
     fn integers(&mut self, name: &str, values: &[i64]) -> Result<(), BackendError> {
-        let mut tensor =
-            Tensor::<i64>::new(&Allocator::default(), [values.len() as i64]).map_err(engine)?;
+        let mut tensor = Tensor::<i64>::new(&Allocator::default(), [values.len() as i64]).map_err(engine)?;
         tensor.extract_tensor_mut().1.copy_from_slice(values);
         self.graph.add_initializer(name, tensor, false).map_err(engine)
     }

@@ -9,5 +9,8 @@ pub(crate) fn tables(max_seq_len: usize, head_dim: usize, width: usize, theta: f
     let frequencies: Vec<f32> =
         (0..width / 2).map(|i| if 2 * i < head_dim { frequency(i) } else { 0.0 }).collect();
     let angles = (0..max_seq_len).flat_map(|pos| frequencies.iter().map(move |f| f64::from(pos as f32 * f)));
-    [angles.clone().map(|angle| angle.cos() as f32).collect(), angles.map(|angle| angle.sin() as f32).collect()]
+    [
+        angles.clone().map(|angle| angle.cos() as f32).collect(),
+        angles.map(|angle| angle.sin() as f32).collect(),
+    ]
 }

@@ -122,10 +122,6 @@ impl Bound {
         Ok(Self { binding: session.create_binding()?, session, n_runs: 0 })
     }
 
-    pub(crate) fn session(&self) -> &Session {
-        &self.session
-    }
-
     /// One run of the engine. `bind` binds every input and output to memory; nothing stays bound when this returns.
     ///
     /// # Errors
