@@ -22,13 +22,14 @@ refuse llama-core "$engines|llama-backend-.*" --no-default-features
 refuse llama-dialog "$engines|llama-.*|tokenizers|memmap2|half|safetensors|zip" --all-features
 refuse llama-backend "$engines|llama-.*" --all-features
 refuse llama-backend-candle 'llama-core|llama-dialog|tokenizers-cli|tch|ort'
+refuse llama-backend-onnx 'llama-core|llama-dialog|llama-backend-candle|llama-backend-tch|candle-.*|tch|torch-sys|tokenizers'
 
 # `cargo add llama-core` is the candle backend on the processor, and no more.
 refuse llama-core 'cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|ort-sys|clap|criterion|proptest'
 
 # One version of each, as built here. (The lock file also has the thiserror 1 that candle's gemm asks for on macOS alone, through sysctl.)
 built=$(cargo tree --locked --workspace --all-features --edges all --prefix none --no-dedupe --format '{p}' | cut -d' ' -f1,2 | sort -u)
-for package in candle-core clap criterion half memmap2 proptest safetensors serde thiserror tokenizers; do
+for package in candle-core clap criterion half memmap2 ort proptest safetensors serde thiserror tokenizers; do
     versions=$(grep -c "^$package v" <<<"$built")
     if [ "$versions" != 1 ]; then
         echo "$versions versions of $package are built, expected 1" >&2

@@ -22,17 +22,20 @@ pub enum BackendKind {
     /// The candle backend: the default, whichever features are on.
     #[default]
     Candle,
+    /// The ONNX Runtime backend.
+    Onnx,
 }
 
 impl BackendKind {
     /// Every backend, compiled in or not.
-    pub const ALL: &'static [Self] = &[Self::Candle];
+    pub const ALL: &'static [Self] = &[Self::Candle, Self::Onnx];
 
     /// The backend's name, which is its Cargo feature too.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Candle => "candle",
+            Self::Onnx => "onnx",
         }
     }
 
@@ -40,11 +43,14 @@ impl BackendKind {
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFeature`] when it is not compiled in; [`Error::Backend`] when it does not have the device.
+    /// [`Error::MissingFeature`] when it is not compiled in; [`Error::Backend`] when it does not have the device, or its library is
+    /// not installed.
     pub fn open(self, device: Device) -> Result<Arc<dyn Backend>, Error> {
         match self {
             #[cfg(feature = "candle")]
             Self::Candle => Ok(Arc::new(llama_backend_candle::CandleBackend::new(device)?)),
+            #[cfg(feature = "onnx")]
+            Self::Onnx => Ok(Arc::new(llama_backend_onnx::OnnxBackend::new(device)?)),
             #[allow(unreachable_patterns, reason = "reached for each backend that is not compiled in")]
             missing => {
                 let _ = device;
@@ -68,5 +74,36 @@ impl FromStr for BackendKind {
             let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
             Error::option("backend", format!("{name:?}"), format!("one of {}", names.join(", ")))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever is compiled in, a backend that is not is an error that names its feature.
+    #[test]
+    fn a_backend_that_is_not_compiled_in_names_its_feature() {
+        for (kind, compiled_in) in
+            [(BackendKind::Candle, cfg!(feature = "candle")), (BackendKind::Onnx, cfg!(feature = "onnx"))]
+        {
+            match kind.open(Device::Cpu) {
+                Err(error) if error.is_missing_feature() => {
+                    assert!(!compiled_in, "{error}");
+                    assert!(error.to_string().contains(&format!("feature `{kind}`")), "{error}");
+                }
+                // A library that is not installed is another matter.
+                _ => assert!(compiled_in, "{kind}"),
+            }
+        }
+    }
+
+    #[test]
+    fn backends_are_known_by_their_names() {
+        for &kind in BackendKind::ALL {
+            assert_eq!(kind.name().parse::<BackendKind>().unwrap(), kind);
+        }
+        let error = "onxx".parse::<BackendKind>().unwrap_err();
+        assert!(error.to_string().contains("candle, onnx"), "{error}");
     }
 }
