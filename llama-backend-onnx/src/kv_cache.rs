@@ -81,6 +81,22 @@ impl KvCache {
         self.planes.iter_mut().map(move |plane| &mut plane[numbers.clone()])
     }
 
+    /// One head of a slot, `[max_seq_len, width]`, in the plane of this number.
+    pub(crate) fn head(&self, plane: usize, slot: usize, head: usize) -> &[f32] {
+        &self.planes[plane][self.head_range(slot, head)]
+    }
+
+    /// As [`head`](Self::head), to be written.
+    pub(crate) fn head_mut(&mut self, plane: usize, slot: usize, head: usize) -> &mut [f32] {
+        let range = self.head_range(slot, head);
+        &mut self.planes[plane][range]
+    }
+
+    fn head_range(&self, slot: usize, head: usize) -> Range<usize> {
+        let start = self.row_of[slot] * self.shape.row_len() + head * self.shape.head_len();
+        start..start + self.shape.head_len()
+    }
+
     /// The row that a slot has.
     pub(crate) fn row_of(&self, slot: usize) -> usize {
         self.row_of[slot]

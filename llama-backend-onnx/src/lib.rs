@@ -25,6 +25,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and used where they lie");
 
+mod file;
 mod graph;
 mod kv_cache;
 mod load;
@@ -102,9 +103,12 @@ impl Backend for OnnxBackend {
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         match source {
             ModelSource::Weights(weights) => Ok(Box::new(load::load(&self.environment, &*weights, params)?)),
+            ModelSource::Graph { path, config } => {
+                Ok(Box::new(file::load(&self.environment, &path, &config, params)?))
+            }
             _ => Err(BackendError::Unsupported {
                 backend: NAME,
-                what: "a source that is not a checkpoint's weights".to_owned(),
+                what: "a source that is neither weights nor a graph".to_owned(),
             }),
         }
     }

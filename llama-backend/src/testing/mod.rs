@@ -22,4 +22,4 @@ mod suite;
 pub use laws::LAWS;
 pub use oracle::{NaiveBackend, Oracle};
 pub use random::{RandomWeights, Rng};
-pub use suite::{Law, Outcome, Suite, Tolerance, Violation, check_skips, run};
+pub use suite::{Law, OneModel, Outcome, Suite, Tolerance, Violation, check_skips, run};
