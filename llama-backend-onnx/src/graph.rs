@@ -5,9 +5,10 @@
 //! do in one step what took several: attention with its cache and RoPE (`GroupQueryAttention`), the residual with the norm
 //! behind it (`SkipSimplifiedLayerNormalization`), SiLU (`QuickGelu` at alpha 1).
 //!
-//! Inputs: `tokens: [B, S]` i64, `seqlens: [B]` i32 (a sequence's last position), `longest: []` i32 (positions of the longest),
+//! The graph has one of two [interfaces](Interface): the one that this crate calls, or the one that others know, for a file.
+//! Ours: `tokens: [B, S]` i64, `seqlens: [B]` i32 (a sequence's last position), `longest: []` i32 (positions of the longest),
 //! `rows: [R]` i64 (which of the `B * S` rows are wanted), `past.{keys,values}.N: [B, n_kv_heads, max_seq_len, width]` f32.
-//! Outputs: `logits: [R, vocab_size]` f32, `present.{keys,values}.N`, which share the past's memory.
+//! gives `logits: [R, vocab_size]` f32, `present.{keys,values}.N`, which share the past's memory.
 //!
 //! Shapes: `h`, `x`: `[B * S, dim]`. The attention kernel wants heads of a multiple of 16 (it turns pairs with SIMD): other
 //! heads are filled up with zeros around it, which changes no product; every checkpoint of Meta's has 128.
@@ -56,15 +57,57 @@ const ONNX: &str = "";
 const MICROSOFT: &str = "com.microsoft";
 /// `TensorProto.FLOAT`.
 const FLOAT: i64 = 1;
+/// `TensorProto.INT32`.
+const INT32: i64 = 6;
 
 /// The width of a head in the cache and in attention.
 pub(crate) fn head_width(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
 }
 
-/// The name of a cache input or output.
-pub(crate) fn cache_name(time: &str, kind: &str, layer: usize) -> String {
-    format!("{time}.{kind}.{layer}")
+/// How the graph is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interface {
+    /// With lengths and wanted rows, as the module says.
+    Ours,
+    /// As onnxruntime-genai's graphs are: `input_ids: [B, S]`, `attention_mask: [B, T]` i64, whose ones are counted, and
+    /// `past_key_values.N.{key,value}`; it gives `logits: [B, S, vocab_size]` and `present.N.{key,value}`.
+    Common,
+}
+
+impl Interface {
+    /// The names of a layer's keys or values, before and after.
+    pub(crate) fn cache_names(self, layer: usize, kind: Kind) -> [String; 2] {
+        match (self, kind) {
+            (Self::Ours, Kind::Keys) => [format!("past.keys.{layer}"), format!("present.keys.{layer}")],
+            (Self::Ours, Kind::Values) => [format!("past.values.{layer}"), format!("present.values.{layer}")],
+            (Self::Common, Kind::Keys) => {
+                [format!("past_key_values.{layer}.key"), format!("present.{layer}.key")]
+            }
+            (Self::Common, Kind::Values) => {
+                [format!("past_key_values.{layer}.value"), format!("present.{layer}.value")]
+            }
+        }
+    }
+
+    fn tokens(self) -> &'static str {
+        match self {
+            Self::Ours => "tokens",
+            Self::Common => "input_ids",
+        }
+    }
+}
+
+/// What a cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Keys,
+    Values,
+}
+
+/// Keys and values of each layer in turn: the order of all inputs and outputs of the cache.
+pub(crate) fn planes(n_layers: usize) -> impl Iterator<Item = (usize, Kind)> {
+    (0..n_layers).flat_map(|layer| [(layer, Kind::Keys), (layer, Kind::Values)])
 }
 
 /// Builds the whole graph.
@@ -72,8 +115,9 @@ pub(crate) fn build<T: Target>(
     target: &mut T,
     config: &ModelConfig,
     max_seq_len: usize,
+    interface: Interface,
 ) -> Result<(), T::Error> {
-    let mut builder = Builder { target, config };
+    let mut builder = Builder { target, config, interface };
     builder.constants(max_seq_len)?;
     builder.embed()?;
     for layer in 0..config.n_layers {
@@ -86,6 +130,7 @@ pub(crate) fn build<T: Target>(
 struct Builder<'a, T> {
     target: &'a mut T,
     config: &'a ModelConfig,
+    interface: Interface,
 }
 
 impl<T: Target> Builder<'_, T> {
@@ -114,9 +159,37 @@ impl<T: Target> Builder<'_, T> {
             self.target.integers("axis", &[2])?;
         }
         // [B, S] of this batch, then [B, S, width] of queries and of keys.
-        self.op("Shape", &["tokens"], "batch")?;
+        self.op("Shape", &[self.interface.tokens()], "batch")?;
         self.join(&["batch", "width.q"], "batch.q")?;
-        self.join(&["batch", "width.kv"], "batch.kv")
+        self.join(&["batch", "width.kv"], "batch.kv")?;
+        match self.interface {
+            Interface::Ours => Ok(()),
+            Interface::Common => self.count(),
+        }
+    }
+
+    /// `seqlens` and `longest` from `attention_mask`.
+    fn count(&mut self) -> Result<(), T::Error> {
+        self.target.integers("width.logits", &[self.config.vocab_size as i64])?; // validated: at most 2^24
+        self.join(&["batch", "width.logits"], "batch.logits")?;
+        self.target.integers("one", &[1])?;
+        self.target.node(Node {
+            op: "ReduceSum",
+            domain: ONNX,
+            inputs: &["attention_mask", "one"],
+            outputs: &["mask.sums"],
+            attributes: &[("keepdims", Attribute::Int(0))],
+        })?;
+        self.op("Sub", &["mask.sums", "one"], "mask.lasts")?;
+        self.cast("mask.lasts", "seqlens", INT32)?;
+        self.op("Shape", &["attention_mask"], "mask.shape")?;
+        self.op("Gather", &["mask.shape", "one"], "mask.longest")?;
+        self.cast("mask.longest", "longest", INT32)
+    }
+
+    fn cast(&mut self, input: &str, output: &str, to: i64) -> Result<(), T::Error> {
+        let attributes = &[("to", Attribute::Int(to))];
+        self.target.node(Node { op: "Cast", domain: ONNX, inputs: &[input], outputs: &[output], attributes })
     }
 
     fn join(&mut self, inputs: &[&str], output: &str) -> Result<(), T::Error> {
@@ -129,11 +202,9 @@ impl<T: Target> Builder<'_, T> {
         let ModelConfig { dim, vocab_size, norm_eps, .. } = *self.config;
         let narrow = self.target.weight("tok_embeddings.weight", &[vocab_size, dim])? != DType::F32;
         let rows = if narrow { "embedded.narrow" } else { "embedded" };
-        self.op("Gather", &["tok_embeddings.weight", "tokens"], rows)?;
+        self.op("Gather", &["tok_embeddings.weight", self.interface.tokens()], rows)?;
         if narrow {
-            let attributes = &[("to", Attribute::Int(FLOAT))];
-            let (inputs, outputs) = (&["embedded.narrow"], &["embedded"]);
-            self.target.node(Node { op: "Cast", domain: ONNX, inputs, outputs, attributes })?;
+            self.cast("embedded.narrow", "embedded", FLOAT)?;
         }
         self.op("Reshape", &["embedded", "shape.h"], "h")?;
         self.target.weight("layers.0.attention_norm.weight", &[dim])?;
@@ -166,11 +237,13 @@ impl<T: Target> Builder<'_, T> {
     fn add_norm(&mut self, [skip, x]: [&str; 2], norm: &str, sum: &str) -> Result<(), T::Error> {
         let weight = format!("{norm}.weight");
         self.target.weight(&weight, &[self.config.dim])?;
+        let outputs = [norm, "", "", sum];
         self.target.node(Node {
             op: "SkipSimplifiedLayerNormalization",
             domain: MICROSOFT,
             inputs: &[x, skip, &weight],
-            outputs: &[norm, "", "", sum],
+            // Outputs at the end that nobody uses are left out.
+            outputs: if sum.is_empty() { &outputs[..1] } else { &outputs },
             attributes: &[("epsilon", Attribute::Float(self.config.norm_eps))],
         })
     }
@@ -198,7 +271,8 @@ impl<T: Target> Builder<'_, T> {
             }
             self.op("Reshape", &[&flat, batch], &format!("{product}.batch"))?; // [B, S, heads * width]
         }
-        let cached = |time, kind| cache_name(time, kind, layer);
+        let [past_keys, present_keys] = self.interface.cache_names(layer, Kind::Keys);
+        let [past_values, present_values] = self.interface.cache_names(layer, Kind::Values);
         self.target.node(Node {
             op: "GroupQueryAttention",
             domain: MICROSOFT,
@@ -206,14 +280,14 @@ impl<T: Target> Builder<'_, T> {
                 &name("attention.wq.batch"),
                 &name("attention.wk.batch"),
                 &name("attention.wv.batch"),
-                &cached("past", "keys"),
-                &cached("past", "values"),
+                &past_keys,
+                &past_values,
                 "seqlens",
                 "longest",
                 "rope.cos",
                 "rope.sin",
             ],
-            outputs: &[&name("attention"), &cached("present", "keys"), &cached("present", "values")],
+            outputs: &[&name("attention"), &present_keys, &present_values],
             attributes: &[
                 ("num_heads", Attribute::Int(n_heads as i64)),
                 ("kv_num_heads", Attribute::Int(n_kv_heads as i64)),
@@ -261,6 +335,9 @@ impl<T: Target> Builder<'_, T> {
                 &format!("{next}.before"),
             );
         }
+        if self.interface == Interface::Common {
+            return self.add_norm([&between, &w2], "norm", "");
+        }
         // What nobody wants to see is not carried further.
         self.op("Gather", &[&between, "rows"], "wanted.between")?;
         self.op("Gather", &[&w2, "rows"], "wanted.ffn")?;
@@ -270,12 +347,17 @@ impl<T: Target> Builder<'_, T> {
     fn output(&mut self) -> Result<(), T::Error> {
         let ModelConfig { dim, vocab_size, .. } = *self.config;
         self.target.weight("output.weight", &[vocab_size, dim])?;
+        let rows = if self.interface == Interface::Ours { "logits" } else { "logits.rows" };
         self.target.node(Node {
             op: "Gemm",
             domain: ONNX,
             inputs: &["norm", "output.weight"],
-            outputs: &["logits"],
+            outputs: &[rows],
             attributes: &[("transB", Attribute::Int(1))],
-        })
+        })?;
+        match self.interface {
+            Interface::Ours => Ok(()),
+            Interface::Common => self.op("Reshape", &["logits.rows", "batch.logits"], "logits"),
+        }
     }
 }

@@ -25,11 +25,13 @@
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian, and used where they lie");
 
+mod export;
 mod file;
 mod graph;
 mod kv_cache;
 mod load;
 mod model;
+mod protobuf;
 mod rope;
 mod runtime;
 mod sys;
@@ -43,6 +45,8 @@ use llama_backend::{
     ModelSource,
 };
 use ort::environment::Environment;
+
+pub use export::{ExportError, export_onnx};
 
 /// The engine's name in errors.
 const NAME: &str = "onnx";

@@ -21,7 +21,7 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, Shape as OrtShape, SymbolicDimensions, Tensor, TensorElementType, ValueType};
 
-use crate::graph::{self, Attribute, Node, OPSETS, Target, cache_name, head_width};
+use crate::graph::{self, Attribute, Interface, Node, OPSETS, Target, head_width, planes};
 use crate::kv_cache::{KvCache, Shape};
 use crate::model::OnnxModel;
 use crate::sys::{self, Bound};
@@ -92,7 +92,7 @@ pub(crate) fn load(
     })?;
     let graph = Graph::new().map_err(engine)?;
     let mut assembly = Assembly { graph, source, kept: Vec::new() };
-    graph::build(&mut assembly, &config, params.max_seq_len)?;
+    graph::build(&mut assembly, &config, params.max_seq_len, Interface::Ours)?;
     let session = assembly.session(environment, &config, params).map_err(engine)?;
     let bound = Bound::new(session).map_err(engine)?;
     let slots = Slots::new(&config, params);
@@ -136,7 +136,11 @@ pub(crate) fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<()
 }
 
 /// Checks a tensor's type and shape without reading it.
-fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<TensorInfo, WeightError> {
+pub(crate) fn check(
+    source: &dyn WeightSource,
+    name: &str,
+    expected: &[usize],
+) -> Result<TensorInfo, WeightError> {
     let info = source.info(name)?;
     if !DTYPES.contains(&info.dtype) {
         return Err(WeightError::DType {
@@ -261,13 +265,12 @@ impl Assembly<'_> {
         params: &LoadParams,
     ) -> ort::Result<Session> {
         let mut graph = std::mem::replace(&mut self.graph, Graph::new()?);
-        let cache = |time| {
-            let sizes = [config.n_kv_heads, params.max_seq_len, head_width(config.head_dim)];
-            let [heads, positions, width] = sizes.map(|size| size as i64); // validated: at most 2^24
-            let names = (0..config.n_layers)
-                .flat_map(move |layer| ["keys", "values"].map(|kind| cache_name(time, kind, layer)));
-            names.map(move |name| outlet(name, TensorElementType::Float32, &[-1, heads, positions, width]))
-        };
+        let sizes = [config.n_kv_heads, params.max_seq_len, head_width(config.head_dim)];
+        let [heads, positions, width] = sizes.map(|size| size as i64); // validated: at most 2^24
+        let plane = |name| outlet(name, TensorElementType::Float32, &[-1, heads, positions, width]);
+        let (past, present): (Vec<_>, Vec<_>) = planes(config.n_layers)
+            .map(|(layer, kind)| Interface::Ours.cache_names(layer, kind).map(plane).into())
+            .unzip();
         let int = TensorElementType::Int64;
         let small = TensorElementType::Int32;
         let inputs = [
@@ -276,9 +279,9 @@ impl Assembly<'_> {
             outlet("longest", small, &[]),
             outlet("rows", int, &[-1]),
         ];
-        graph.set_inputs(inputs.into_iter().chain(cache("past")))?;
+        graph.set_inputs(inputs.into_iter().chain(past))?;
         let logits = outlet("logits", TensorElementType::Float32, &[-1, config.vocab_size as i64]);
-        graph.set_outputs(std::iter::once(logits).chain(cache("present")))?;
+        graph.set_outputs(std::iter::once(logits).chain(present))?;
         let opsets: Vec<Opset> = OPSETS
             .iter()
             .map(|&(domain, version)| Opset::new(domain, version))
@@ -315,13 +318,9 @@ impl Target for Assembly<'_> {
         };
         let attributes =
             node.attributes.iter().map(attribute).collect::<ort::Result<Vec<_>>>().map_err(engine)?;
-        let outputs = match node.outputs {
-            [outputs @ .., ""] => outputs.strip_suffix(&["", ""]).unwrap_or(outputs),
-            outputs => outputs,
-        };
         // A node's name is its first output's.
         let name = node.outputs.first().copied().unwrap_or_default();
-        let node = editor::Node::new(node.op, node.domain, name, node.inputs, outputs, attributes)
+        let node = editor::Node::new(node.op, node.domain, name, node.inputs, node.outputs, attributes)
             .map_err(engine)?;
         self.graph.add_node(node).map_err(engine)
     }

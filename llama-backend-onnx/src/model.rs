@@ -9,7 +9,7 @@ use std::ops::Range;
 use llama_backend::{BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Run, Slot, Slots, Want};
 
 use crate::engine;
-use crate::graph::cache_name;
+use crate::graph::{Interface, planes};
 use crate::kv_cache::KvCache;
 use crate::load::Kept;
 use crate::sys::Bound;
@@ -53,10 +53,11 @@ impl OnnxModel {
         config: ModelConfig,
         params: LoadParams,
     ) -> Result<Self, BackendError> {
-        let name = |time, kind, layer| CString::new(cache_name(time, kind, layer)).map_err(engine);
-        let names = |(layer, kind)| Ok([name("past", kind, layer)?, name("present", kind, layer)?]);
-        let places = (0..config.n_layers).flat_map(|layer| ["keys", "values"].map(|kind| (layer, kind)));
-        let cache_names = places.map(names).collect::<Result<_, BackendError>>()?;
+        let names = |(layer, kind)| {
+            let [past, present] = Interface::Ours.cache_names(layer, kind).map(CString::new);
+            Ok([past.map_err(engine)?, present.map_err(engine)?])
+        };
+        let cache_names = planes(config.n_layers).map(names).collect::<Result<_, BackendError>>()?;
         Ok(Self { bound, kept, cache, slots, config, params, cache_names, decoded: Vec::new() })
     }
 

@@ -6,7 +6,7 @@ use llama_backend::{BackendError, ModelConfig};
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType};
 
-use crate::{NAME, engine};
+use crate::{NAME, engine, graph};
 
 /// Who keeps the time: see the table in [`super`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) struct Interface {
     pub(super) style: Style,
     /// Past and present: keys and values of each layer in turn.
     pub(super) cache_names: Vec<[CString; 2]>,
+    /// The width of a head in the cache: `head_dim`, or what [`export`](crate::export) makes of it.
+    pub(super) width: usize,
 }
 
 impl Interface {
@@ -38,17 +40,21 @@ impl Interface {
             same("n_layers", config.n_layers, layers(outlets, prefix), prefix)?;
         }
         let mut cache_names = Vec::with_capacity(2 * config.n_layers);
-        for layer in 0..config.n_layers {
-            for kind in ["key", "value"] {
-                let names = [format!("past_key_values.{layer}.{kind}"), format!("present.{layer}.{kind}")];
-                for (outlets, name) in [(inputs, &names[0]), (outputs, &names[1])] {
-                    let [_, n_kv_heads, _, head_dim] = dims(outlets, name, TensorElementType::Float32)?;
-                    same("n_kv_heads", config.n_kv_heads, n_kv_heads, name)?;
+        let mut width = config.head_dim;
+        for (layer, kind) in graph::planes(config.n_layers) {
+            let names = graph::Interface::Common.cache_names(layer, kind);
+            for (outlets, name) in [(inputs, &names[0]), (outputs, &names[1])] {
+                let [_, n_kv_heads, _, head_dim] = dims(outlets, name, TensorElementType::Float32)?;
+                same("n_kv_heads", config.n_kv_heads, n_kv_heads, name)?;
+                if layer == 0 && usize::try_from(head_dim) == Ok(graph::head_width(config.head_dim)) {
+                    width = graph::head_width(config.head_dim);
+                }
+                if usize::try_from(head_dim) != Ok(width) {
                     same("head_dim", config.head_dim, head_dim, name)?;
                 }
-                let [past, present] = names.map(CString::new);
-                cache_names.push([past.map_err(engine)?, present.map_err(engine)?]);
             }
+            let [past, present] = names.map(CString::new);
+            cache_names.push([past.map_err(engine)?, present.map_err(engine)?]);
         }
         let [_, _, vocab_size] = dims(outputs, "logits", TensorElementType::Float32)?;
         same("vocab_size", config.vocab_size, vocab_size, "logits")?;
@@ -67,7 +73,7 @@ impl Interface {
             return Err(unsupported(format!("a graph with the input {:?}", input.name())));
         }
         let style = if positions { Style::Growing } else { Style::InPlace };
-        Ok(Self { style, cache_names })
+        Ok(Self { style, cache_names, width })
     }
 }
 

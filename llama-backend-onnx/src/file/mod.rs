@@ -37,17 +37,17 @@ pub(crate) fn load(
     config.validate()?;
     params.validate()?;
     check_size(config, params)?;
+    let session = options(environment, params)
+        .and_then(|mut options: SessionBuilder| options.commit_from_file(path))
+        .map_err(|error| engine(format!("{}: {error}", path.display())))?;
+    let interface = Interface::of(&session, config)?;
     let cache = KvCache::new(Shape {
         n_layers: config.n_layers,
         n_slots: params.n_slots,
         n_kv_heads: config.n_kv_heads,
         max_seq_len: params.max_seq_len,
-        width: config.head_dim,
+        width: interface.width,
     })?;
-    let session = options(environment, params)
-        .and_then(|mut options: SessionBuilder| options.commit_from_file(path))
-        .map_err(|error| engine(format!("{}: {error}", path.display())))?;
-    let interface = Interface::of(&session, config)?;
     let slots = Slots::new(config, params);
     let bound = Bound::new(session).map_err(engine)?;
     let mut model = FileModel::new(bound, interface, cache, slots, config.clone(), params.clone());
