@@ -5,9 +5,12 @@
 //!
 //! - `cargo bench -p benches` measures each workload with criterion, then the marks.
 //! - `cargo run --release -p benches --bin record` measures the marks and appends what it measured to `benches/record/candle.csv`.
+//! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
 pub mod marks;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod record;
 pub mod workload;
 

@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::Error;
 use crate::marks::Marks;
-
-const HEADER: &str = "date,commit,cpu,threads,rustflags,rustc,candle,gemm,load,measure,round,seconds\n";
 
 /// Appends every round of `marks` to a CSV file, which is made where there is none.
 ///
@@ -16,26 +15,49 @@ const HEADER: &str = "date,commit,cpu,threads,rustflags,rustc,candle,gemm,load,m
 ///
 /// Where the file cannot be written.
 pub fn append(path: &Path, marks: &Marks) -> Result<(), Error> {
-    let mut text = if path.exists() { String::new() } else { HEADER.to_owned() };
-    let fixed = [
-        said("date", &["-u", "+%FT%TZ"]),
-        said("git", &["describe", "--always", "--dirty", "--exclude=*"]),
-        cpu(),
-        marks.n_threads.to_string(),
-        option_env!("RUSTFLAGS").unwrap_or_default().to_owned(),
-        said("rustc", &["--version"]),
-        locked("candle-core"),
-        locked("gemm"),
-        load(),
-    ]
-    .map(|field| field.replace(',', " "))
-    .join(",");
+    let versions = [("candle", locked("candle-core")), ("gemm", locked("gemm"))];
     let measures = [
-        ("prefill_512", &marks.prefill),
+        ("prefill_512", &marks.prefill[..]),
         ("prefill_512_candle_matmuls", &marks.products),
         ("decode", &marks.decode),
         ("read_1_gib", &marks.read),
     ];
+    append_rounds(path, marks.n_threads, &versions, &measures)
+}
+
+/// Appends every round of these measures, beside the versions of what was measured.
+///
+/// # Errors
+///
+/// As [`append`].
+pub fn append_rounds(
+    path: &Path,
+    n_threads: usize,
+    versions: &[(&str, String)],
+    measures: &[(&str, &[Duration])],
+) -> Result<(), Error> {
+    let (names, versions): (Vec<&str>, Vec<&str>) =
+        versions.iter().map(|(name, version)| (*name, version.as_str())).unzip();
+    let mut text = String::new();
+    if !path.exists() {
+        let names = names.join(",");
+        writeln!(text, "date,commit,cpu,threads,rustflags,rustc,{names},load,measure,round,seconds")?;
+    }
+    let before = [
+        said("date", &["-u", "+%FT%TZ"]),
+        said("git", &["describe", "--always", "--dirty", "--exclude=*"]),
+        cpu(),
+        n_threads.to_string(),
+        option_env!("RUSTFLAGS").unwrap_or_default().to_owned(),
+        said("rustc", &["--version"]),
+    ];
+    let fixed: Vec<String> = before
+        .into_iter()
+        .chain(versions.into_iter().map(str::to_owned))
+        .chain([load()])
+        .map(|field| field.replace(',', " "))
+        .collect();
+    let fixed = fixed.join(",");
     for (measure, rounds) in measures {
         for (round, time) in rounds.iter().enumerate() {
             writeln!(text, "{fixed},{measure},{round},{:.6}", time.as_secs_f64())?;
@@ -70,7 +92,8 @@ fn load() -> String {
 }
 
 /// A package's version in the lock file.
-fn locked(package: &str) -> String {
+#[must_use]
+pub fn locked(package: &str) -> String {
     let mut lines = include_str!("../../Cargo.lock").lines();
     lines.find(|line| *line == format!("name = \"{package}\""));
     let version = lines.next().and_then(|line| line.split('"').nth(1));
