@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The names of everything that a package pulls in, itself not counted.
-deps() { cargo tree --locked --edges normal --prefix none --no-dedupe --format '{p}' "$@" | tail -n +2 | cut -d' ' -f1 | sort -u; }
+deps() { cargo tree --locked --edges normal --prefix none --format '{p}' "$@" | tail -n +2 | cut -d' ' -f1 | sort -u; }
 
 # refuse PACKAGE PATTERN CARGO-TREE-ARGS…: nothing that matches may be among the dependencies.
 refuse() {
@@ -28,7 +28,7 @@ refuse llama-backend-onnx 'llama-core|llama-dialog|llama-backend-candle|llama-ba
 refuse llama-core 'cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|ort-sys|clap|criterion|proptest'
 
 # One version of each, as built here. (The lock file also has the thiserror 1 that candle's gemm asks for on macOS alone, through sysctl.)
-built=$(cargo tree --locked --workspace --all-features --edges all --prefix none --no-dedupe --format '{p}' | cut -d' ' -f1,2 | sort -u)
+built=$(cargo tree --locked --workspace --all-features --edges all --prefix none --format '{p}' | cut -d' ' -f1,2 | sort -u)
 for package in candle-core clap criterion half memmap2 ort proptest safetensors serde thiserror tokenizers; do
     versions=$(grep -c "^$package v" <<<"$built")
     if [ "$versions" != 1 ]; then
