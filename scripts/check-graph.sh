@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The names of everything that a package pulls in, itself not counted.
-deps() { cargo tree --locked --edges normal --prefix none --no-dedupe --format '{p}' "$@" | tail -n +2 | cut -d' ' -f1 | sort -u; }
+deps() { cargo tree --locked --edges normal --prefix none --format '{p}' "$@" | tail -n +2 | cut -d' ' -f1 | sort -u; }
 
 # refuse PACKAGE PATTERN CARGO-TREE-ARGS…: nothing that matches may be among the dependencies.
 refuse() {
@@ -21,11 +21,12 @@ engines='candle-.*|tch|torch-sys|ort|ort-sys'
 refuse llama-core "$engines|llama-backend-.*" --no-default-features
 refuse llama-dialog "$engines|llama-.*|tokenizers|memmap2|half|safetensors|zip" --all-features
 refuse llama-backend "$engines|llama-.*" --all-features
-refuse llama-backend-candle 'llama-core|llama-dialog|llama-backend-tch|tokenizers-cli|tch|torch-sys|ort|ort-sys'
+refuse llama-backend-candle 'llama-core|llama-dialog|llama-backend-tch|llama-backend-onnx|tokenizers-cli|tch|torch-sys|ort|ort-sys'
 refuse llama-backend-tch 'llama-core|llama-dialog|llama-backend-candle|llama-backend-onnx|candle-.*|tokenizers|ort|ort-sys'
+refuse llama-backend-onnx 'llama-core|llama-dialog|llama-backend-candle|llama-backend-tch|candle-.*|tch|torch-sys|tokenizers'
 
 # A plain build asks for no shared library.
-if found=$(cargo tree --locked --edges all --prefix none --no-dedupe --format '{p}' | cut -d' ' -f1 | grep -Ex 'tch|torch-sys|ort|ort-sys'); then
+if found=$(cargo tree --locked --edges all --prefix none --format '{p}' | cut -d' ' -f1 | grep -Ex 'tch|torch-sys|ort|ort-sys'); then
     echo "the default members must not depend on: $found" >&2
     exit 1
 fi
@@ -37,9 +38,9 @@ refuse llama-core 'cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|
 # One version of each, as built here. (The lock file also has the thiserror 1 that candle's gemm asks for on macOS alone, through sysctl.)
 # What tch asks for is not counted: it brings readers of its own that no feature turns off and nobody here calls, with
 # safetensors 0.3, thiserror 1, zip 0.6 and rand 0.8. They are in a build that has the feature `tch`, and in no other.
-built=$(cargo tree --locked --workspace --all-features --prune tch --prune torch-sys --edges all --prefix none --no-dedupe --format '{p}' |
+built=$(cargo tree --locked --workspace --all-features --prune tch --prune torch-sys --edges all --prefix none --format '{p}' |
     cut -d' ' -f1,2 | sort -u)
-for package in candle-core clap criterion half memmap2 proptest safetensors serde thiserror tokenizers; do
+for package in candle-core clap criterion half memmap2 ort proptest safetensors serde thiserror tokenizers; do
     versions=$(grep -c "^$package v" <<<"$built")
     if [ "$versions" != 1 ]; then
         echo "$versions versions of $package are built, expected 1" >&2

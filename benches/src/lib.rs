@@ -8,9 +8,12 @@
 //! - `cargo bench -p benches --features tch --bench tch` measures the libtorch backend beside candle on the same workloads.
 //! - `cargo run --release -p benches --features tch --bin record_tch` measures a model of TinyLlama's shape, and every product that
 //!   the libtorch backend could have chosen, and appends to `benches/record/tch.csv` and `tch_ops.csv`.
+//! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
 pub mod marks;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod record;
 #[cfg(feature = "tch")]
 pub mod tch_marks;

@@ -11,7 +11,10 @@ use crate::Error;
 /// What was measured, round by round.
 pub type Measure<'a> = (&'a str, &'a [Duration]);
 
-/// Appends every round to a CSV file, which is made where there is none. `packages` are those whose versions matter.
+/// Something whose version matters, and its version.
+pub type Version<'a> = (&'a str, String);
+
+/// Appends every round to a CSV file, which is made where there is none.
 ///
 /// # Errors
 ///
@@ -19,11 +22,11 @@ pub type Measure<'a> = (&'a str, &'a [Duration]);
 pub fn append(
     path: &Path,
     n_threads: usize,
-    packages: &[&str],
+    versions: &[Version<'_>],
     measures: &[Measure<'_>],
 ) -> Result<(), Error> {
-    let names = packages.join(",");
-    let header = format!("date,commit,cpu,threads,rustflags,rustc,{names},load,measure,round,seconds\n");
+    let names: String = versions.iter().map(|(name, _)| format!("{name},")).collect();
+    let header = format!("date,commit,cpu,threads,rustflags,rustc,{names}load,measure,round,seconds\n");
     let mut text = if path.exists() { String::new() } else { header };
     let before = [
         said("date", &["-u", "+%FT%TZ"]),
@@ -33,7 +36,7 @@ pub fn append(
         option_env!("RUSTFLAGS").unwrap_or_default().to_owned(),
         said("rustc", &["--version"]),
     ];
-    let versions = packages.iter().map(|package| locked(package));
+    let versions = versions.iter().map(|(_, version)| version.clone());
     let fixed: Vec<_> =
         before.into_iter().chain(versions).chain([load()]).map(|field| field.replace(',', " ")).collect();
     let fixed = fixed.join(",");
@@ -70,10 +73,11 @@ fn load() -> String {
     load.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// A package's version in the lock file.
-fn locked(package: &str) -> String {
+/// A package and its version in the lock file.
+#[must_use]
+pub fn locked(package: &str) -> Version<'_> {
     let mut lines = include_str!("../../Cargo.lock").lines();
     lines.find(|line| *line == format!("name = \"{package}\""));
     let version = lines.next().and_then(|line| line.split('"').nth(1));
-    version.unwrap_or_default().to_owned()
+    (package, version.unwrap_or_default().to_owned())
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Args;
-use llama_core::checkpoint;
+use llama_core::checkpoint::{self, Checkpoint};
 use llama_core::tokenizer::Tokenizer;
 use llama_core::{BackendKind, Device, Llama, LlamaBuilder};
 
@@ -58,18 +58,29 @@ struct Aligned<const LEN: usize> {
 static WEIGHTS: Aligned<{ include_bytes!("../../models/tiny-chat/consolidated.00.pth").len() }> =
     Aligned { bytes: *include_bytes!("../../models/tiny-chat/consolidated.00.pth") };
 
+/// tiny-chat's `tokenizer.model`.
+pub static TINY_CHAT_TOKENIZER: &[u8] = include_bytes!("../../models/tiny-chat/tokenizer.model");
+
 /// A builder for tiny-chat, the model in the binary.
 ///
 /// # Errors
 ///
 /// None but for a binary that was built from a damaged model.
 pub fn tiny_chat() -> Result<LlamaBuilder, llama_core::Error> {
+    Ok(Llama::builder()
+        .checkpoint_from(tiny_chat_checkpoint()?)
+        .tokenizer_from(Tokenizer::from_bytes(TINY_CHAT_TOKENIZER)?))
+}
+
+/// The checkpoint of tiny-chat.
+///
+/// # Errors
+///
+/// As [`tiny_chat`].
+pub fn tiny_chat_checkpoint() -> Result<Checkpoint, llama_core::Error> {
     let params = include_bytes!("../../models/tiny-chat/params.json");
     let weights: &'static [u8] = &WEIGHTS.bytes;
-    let tokenizer = include_bytes!("../../models/tiny-chat/tokenizer.model");
-    Ok(Llama::builder()
-        .checkpoint_from(checkpoint::from_bytes(params, [weights])?)
-        .tokenizer_from(Tokenizer::from_bytes(tokenizer)?))
+    Ok(checkpoint::from_bytes(params, [weights])?)
 }
 
 impl ModelArgs {

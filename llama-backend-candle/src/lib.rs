@@ -111,6 +111,13 @@ impl Backend for CandleBackend {
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         match source {
             ModelSource::Weights(weights) => Ok(Box::new(load::load(&self.place, &*weights, params)?)),
+            ModelSource::Graph { path, .. } => Err(BackendError::Unsupported {
+                backend: NAME,
+                what: format!(
+                    "the graph {}: give it to the onnx backend, or load the checkpoint that it was made of",
+                    path.display()
+                ),
+            }),
             _ => Err(BackendError::Unsupported {
                 backend: NAME,
                 what: "a source that is not a checkpoint's weights".to_owned(),

@@ -1,6 +1,7 @@
 //! [`Backend`] and [`Model`]: the minimum that an engine implements.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::{BackendError, Batch, DType, LoadParams, Logits, MemoryPlan, ModelConfig, Slot, WeightSource};
@@ -69,6 +70,13 @@ pub trait Model: Send {
 pub enum ModelSource {
     /// A checkpoint's tensors in the canonical form.
     Weights(Arc<dyn WeightSource>),
+    /// A file that holds the whole computation, as an `.onnx` file does: for engines that run graphs.
+    Graph {
+        /// The file.
+        path: PathBuf,
+        /// The shape that its maker says the model has. The engine checks what the graph shows of it.
+        config: ModelConfig,
+    },
 }
 
 /// What an engine can do.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use crate::{Slot, TokenId, WeightError};
 
@@ -39,6 +40,18 @@ pub enum BackendError {
         backend: &'static str,
         /// What was asked for.
         what: String,
+    },
+    /// The engine's shared library is not there, or is not one that will do.
+    #[error("the {backend} backend needs the library {}: {source}; {remedy}", .library.display())]
+    Library {
+        /// The backend's name.
+        backend: &'static str,
+        /// The library that was tried.
+        library: PathBuf,
+        /// What to install, and which variable to set.
+        remedy: &'static str,
+        /// What the system or the engine said.
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A batch without runs.
     #[error("the batch holds no run")]

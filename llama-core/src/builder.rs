@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llama_backend::{Backend, DType, Device, ModelSource, WeightSource};
+use llama_backend::{Backend, DType, Device, ModelConfig, ModelSource, WeightSource};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::generate::Engine;
@@ -59,7 +59,8 @@ enum BackendFrom {
 
 /// What is needed of a checkpoint, wherever it comes from.
 struct Source {
-    weights: Arc<dyn WeightSource>,
+    model: ModelSource,
+    config: ModelConfig,
     max_seq_len: Option<usize>,
     tokenizer: Option<PathBuf>,
 }
@@ -67,7 +68,8 @@ struct Source {
 impl From<Checkpoint> for Source {
     fn from(checkpoint: Checkpoint) -> Self {
         Self {
-            weights: checkpoint.weights(),
+            model: checkpoint.source(),
+            config: checkpoint.config().clone(),
             max_seq_len: checkpoint.max_seq_len(),
             tokenizer: checkpoint.tokenizer_path().map(Path::to_owned),
         }
@@ -93,7 +95,7 @@ impl Default for LlamaBuilder {
 }
 
 impl LlamaBuilder {
-    /// The folder with the checkpoint: Meta's layout or Hugging Face's, sniffed.
+    /// The folder with the checkpoint: Meta's layout, Hugging Face's or an ONNX graph, sniffed.
     #[must_use]
     pub fn checkpoint(mut self, dir: impl AsRef<Path>) -> Self {
         self.checkpoint = CheckpointFrom::Path(dir.as_ref().to_owned());
@@ -192,7 +194,8 @@ impl LlamaBuilder {
         self
     }
 
-    /// Called while weights are loaded, on the thread that loads: bytes done, bytes in all.
+    /// Called while weights are loaded, on the thread that loads: bytes done, bytes in all. Never for a graph, which the engine
+    /// reads.
     #[must_use]
     pub fn on_progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.progress = Some(Progress::new(progress));
@@ -222,7 +225,12 @@ impl LlamaBuilder {
             CheckpointFrom::Nowhere => return Err(Error::NoCheckpoint),
             CheckpointFrom::Path(path) => Source::from(checkpoint::open(path)?),
             CheckpointFrom::Opened(checkpoint) => Source::from(checkpoint),
-            CheckpointFrom::Weights(weights) => Source { weights, max_seq_len: None, tokenizer: None },
+            CheckpointFrom::Weights(weights) => Source {
+                config: weights.config().clone(),
+                model: ModelSource::Weights(weights),
+                max_seq_len: None,
+                tokenizer: None,
+            },
         };
         let limit = self.context_limit.or(checkpoint.max_seq_len).unwrap_or(LLAMA2_CONTEXT);
         if self.max_seq_len > limit {
@@ -233,23 +241,32 @@ impl LlamaBuilder {
             Some(TokenizerFrom::Path(path)) => Tokenizer::open(path)?,
             None => Tokenizer::open(checkpoint.tokenizer.ok_or(Error::NoTokenizer)?)?,
         };
-        let mut weights = checkpoint.weights;
-        let vocab_size = weights.config().vocab_size;
+        let config = checkpoint.config;
+        let vocab_size = config.vocab_size;
         if tokenizer.vocab_size() != vocab_size {
             return Err(Error::VocabularyMismatch {
                 tokenizer: tokenizer.vocab_size(),
                 checkpoint: vocab_size,
             });
         }
-        if let Some(dtype) = self.dtype {
-            weights = Cast::wrap(weights, dtype);
-        }
-        if let Some(progress) = self.progress {
-            weights = Watched::wrap(weights, progress);
-        }
-        let config = weights.config().clone();
+        let source = match (checkpoint.model, self.dtype) {
+            (ModelSource::Weights(mut weights), dtype) => {
+                if let Some(dtype) = dtype {
+                    weights = Cast::wrap(weights, dtype);
+                }
+                if let Some(progress) = self.progress {
+                    weights = Watched::wrap(weights, progress);
+                }
+                ModelSource::Weights(weights)
+            }
+            (graph, None) => graph,
+            (_, Some(dtype)) => {
+                let expected = "none for a graph, whose types are its maker's";
+                return Err(Error::option("dtype", dtype, expected));
+            }
+        };
         let params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
-        let engine = Engine::start(move || backend.load(ModelSource::Weights(weights), &params))?;
+        let engine = Engine::start(move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
     }
 }

@@ -28,6 +28,7 @@
 //!
 //! - `candle` (default): the candle backend, on the processor.
 //! - `cuda`, `metal`: the candle backend on GPUs too.
+//! - `onnx`: the ONNX Runtime backend, whose library is looked for when it is opened (`ORT_DYLIB_PATH`).
 //!
 //! Features only add choices: none of them changes what the others do.
 

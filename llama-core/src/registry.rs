@@ -29,11 +29,13 @@ pub enum BackendKind {
     Candle,
     /// The libtorch backend.
     Tch,
+    /// The ONNX Runtime backend.
+    Onnx,
 }
 
 impl BackendKind {
     /// Every backend, compiled in or not.
-    pub const ALL: &'static [Self] = &[Self::Candle, Self::Tch];
+    pub const ALL: &'static [Self] = &[Self::Candle, Self::Tch, Self::Onnx];
 
     /// The backend's name, which is its Cargo feature too.
     #[must_use]
@@ -41,6 +43,7 @@ impl BackendKind {
         match self {
             Self::Candle => "candle",
             Self::Tch => "tch",
+            Self::Onnx => "onnx",
         }
     }
 
@@ -48,13 +51,16 @@ impl BackendKind {
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFeature`] when it is not compiled in; [`Error::Backend`] when it does not have the device.
+    /// [`Error::MissingFeature`] when it is not compiled in; [`Error::Backend`] when it does not have the device, or its library is
+    /// not installed.
     pub fn open(self, device: Device) -> Result<Arc<dyn Backend>, Error> {
         match self {
             #[cfg(feature = "candle")]
             Self::Candle => Ok(Arc::new(llama_backend_candle::CandleBackend::new(device)?)),
             #[cfg(feature = "tch")]
             Self::Tch => Ok(Arc::new(llama_backend_tch::TchBackend::new(device)?)),
+            #[cfg(feature = "onnx")]
+            Self::Onnx => Ok(Arc::new(llama_backend_onnx::OnnxBackend::new(device)?)),
             #[allow(unreachable_patterns, reason = "reached for each backend that is not compiled in")]
             missing => {
                 let _ = device;
@@ -99,14 +105,17 @@ mod tests {
         let compiled_in = |kind| match kind {
             BackendKind::Candle => cfg!(feature = "candle"),
             BackendKind::Tch => cfg!(feature = "tch"),
+            BackendKind::Onnx => cfg!(feature = "onnx"),
         };
         for &kind in BackendKind::ALL {
             match kind.open(Device::Cpu) {
                 Ok(backend) => assert_eq!((compiled_in(kind), backend.name()), (true, kind.name())),
-                Err(error) => {
-                    assert!(!compiled_in(kind) && error.is_missing_feature(), "{kind}: {error}");
+                Err(error) if error.is_missing_feature() => {
+                    assert!(!compiled_in(kind), "{kind}: {error}");
                     assert!(error.to_string().contains(&format!("feature `{kind}`")), "{error}");
                 }
+                // A library that is not installed is another matter.
+                Err(_) => assert!(compiled_in(kind), "{kind}"),
             }
         }
     }

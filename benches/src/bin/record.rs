@@ -18,5 +18,5 @@ fn main() -> Result<(), Error> {
         ("decode", &marks.decode),
         ("read_1_gib", &marks.read),
     ];
-    record::append(&path, marks.n_threads, &["candle-core", "gemm"], &measures)
+    record::append(&path, marks.n_threads, &["candle-core", "gemm"].map(record::locked), &measures)
 }

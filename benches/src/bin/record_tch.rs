@@ -10,7 +10,7 @@ use benches::{Error, record, tch_ops};
 fn main() -> Result<(), Error> {
     let n_threads = std::thread::available_parallelism()?.get();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("record");
-    let packages = ["tch", "candle-core"];
+    let packages = ["tch", "candle-core"].map(record::locked);
 
     let calls = tch_ops::measure(n_threads, 7)?;
     for (case, ratio, fastest) in tch_ops::ratios(&calls) {

@@ -24,4 +24,4 @@ pub use flat::FlatWeights;
 pub use laws::LAWS;
 pub use oracle::{NaiveBackend, Oracle};
 pub use random::{RandomWeights, Rng};
-pub use suite::{Law, Outcome, Suite, Tolerance, Violation, check_skips, run};
+pub use suite::{Law, OneModel, Outcome, Suite, Tolerance, Violation, check_skips, run};

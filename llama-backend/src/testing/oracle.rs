@@ -256,7 +256,12 @@ impl Backend for NaiveBackend {
     }
 
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
-        let ModelSource::Weights(source) = source;
+        let ModelSource::Weights(source) = source else {
+            return Err(BackendError::Unsupported {
+                backend: "naive",
+                what: "a source without weights".to_owned(),
+            });
+        };
         params.validate()?;
         let oracle = Oracle::new(&*source)?;
         let n_positions = params.n_slots.saturating_mul(params.max_seq_len);

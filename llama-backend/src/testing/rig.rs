@@ -29,20 +29,10 @@ pub(super) fn small() -> ModelConfig {
     }
 }
 
-/// Seeded f32 weights.
-pub(super) fn weights(config: ModelConfig) -> Arc<dyn WeightSource> {
-    Arc::new(RandomWeights::new(config, DType::F32, 1))
-}
-
 /// Seeded tokens below `vocab_size`.
 pub(super) fn tokens(seed: u64, n: usize, vocab_size: usize) -> Vec<TokenId> {
     let mut rng = Rng::new(seed);
     (0..n).map(|_| TokenId(rng.below(vocab_size) as u32)).collect()
-}
-
-/// Seeded tokens for the [`small`] shape.
-pub(super) fn text(seed: u64, n: usize) -> Vec<TokenId> {
-    tokens(seed, n, small().vocab_size)
 }
 
 /// One sequence after another.
@@ -51,9 +41,37 @@ pub(super) fn joined(parts: &[&[TokenId]]) -> Vec<TokenId> {
 }
 
 impl Suite<'_> {
+    /// The shape that laws about slots and batches run on.
+    pub(super) fn config(&self) -> ModelConfig {
+        self.model.map_or_else(small, |model| model.weights.config().clone())
+    }
+
+    /// Whether there is one model only.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.model.is_some()
+    }
+
+    /// Seeded f32 weights of that shape; the one model's, whatever the seed, where there is one only.
+    pub(super) fn weights(&self, seed: u64) -> Arc<dyn WeightSource> {
+        self.weights_of(self.config(), DType::F32, seed)
+    }
+
+    /// Seeded weights; the one model's, whatever the rest, where there is one only.
+    pub(super) fn weights_of(&self, config: ModelConfig, dtype: DType, seed: u64) -> Arc<dyn WeightSource> {
+        match self.model {
+            Some(model) => Arc::clone(&model.weights),
+            None => Arc::new(RandomWeights::new(config, dtype, seed)),
+        }
+    }
+
+    /// Seeded tokens.
+    pub(super) fn text(&self, seed: u64, n: usize) -> Vec<TokenId> {
+        tokens(seed, n, self.config().vocab_size)
+    }
+
     /// A model of these weights.
     pub(super) fn load(&self, weights: &Arc<dyn WeightSource>, params: &LoadParams) -> Checked<Rig> {
-        let source = ModelSource::Weights(Arc::clone(weights));
+        let source = self.source(weights);
         let model = self.backend.load(source, params)?;
         Ok(Rig {
             lens: vec![0; params.n_slots],
@@ -63,12 +81,20 @@ impl Suite<'_> {
         })
     }
 
-    /// The [`small`] model with 4 slots of 32 positions.
-    pub(super) fn small(&self) -> Checked<Rig> {
-        self.load(&weights(small()), &LoadParams::new(32, 4))
+    /// What a backend loads for these weights.
+    pub(super) fn source(&self, weights: &Arc<dyn WeightSource>) -> ModelSource {
+        match self.model {
+            Some(model) => model.source.clone(),
+            None => ModelSource::Weights(Arc::clone(weights)),
+        }
     }
 
-    /// The rows of one sequence fed at once to a fresh [`small`] model.
+    /// The model with 4 slots of 32 positions.
+    pub(super) fn small(&self) -> Checked<Rig> {
+        self.load(&self.weights(1), &LoadParams::new(32, 4))
+    }
+
+    /// The rows of one sequence fed at once to a fresh [`small`](Self::small) model.
     pub(super) fn fresh(&self, sequence: &[TokenId]) -> Checked<Rows> {
         self.small()?.feed(0, sequence, Want::All)
     }

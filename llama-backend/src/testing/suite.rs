@@ -1,9 +1,10 @@
 //! [`Suite`]: runs the laws on a backend, and [`conformance_tests!`](crate::conformance_tests), one `#[test]` for each.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::LAWS;
-use crate::{Backend, BackendError};
+use crate::{Backend, BackendError, ModelSource, WeightSource};
 
 /// A law of the seam: its name, as the tests and [`SkippedLaw`](crate::SkippedLaw) have it, and what it says.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,17 @@ impl Default for Tolerance {
 pub struct Suite<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) tolerance: Tolerance,
+    pub(super) model: Option<&'a OneModel>,
+}
+
+/// A model that is what it is: a file that holds its graph, say. The laws run on it instead of on models of any shape; those
+/// that refuse bad weights are about weights still.
+#[derive(Debug, Clone)]
+pub struct OneModel {
+    /// What the backend loads.
+    pub source: ModelSource,
+    /// The same model's weights, for the oracle. Their configuration is what the model says of itself.
+    pub weights: Arc<dyn WeightSource>,
 }
 
 /// What came of a law that was not broken.
@@ -68,7 +80,13 @@ impl<'a> Suite<'a> {
     /// The suite on this backend.
     #[must_use]
     pub fn new(backend: &'a dyn Backend, tolerance: Tolerance) -> Self {
-        Self { backend, tolerance }
+        Self { backend, tolerance, model: None }
+    }
+
+    /// The suite on this backend and the one model.
+    #[must_use]
+    pub fn on_model(backend: &'a dyn Backend, tolerance: Tolerance, model: &'a OneModel) -> Self {
+        Self { backend, tolerance, model: Some(model) }
     }
 
     /// Checks one law, unless the backend declares that it does not keep it.
@@ -125,8 +143,8 @@ impl<'a> Suite<'a> {
 /// [`Violation`].
 #[allow(clippy::panic, clippy::print_stdout, reason = "the body of a test")]
 #[track_caller]
-pub fn run(backend: &dyn Backend, tolerance: Tolerance, law: &str) {
-    match Suite::new(backend, tolerance).check(law) {
+pub fn run(suite: Suite<'_>, law: &str) {
+    match suite.check(law) {
         Ok(Outcome::Kept) => {}
         Ok(Outcome::Skipped(reason)) => println!("law {law} skipped: {reason}"),
         Err(violation) => panic!("{violation}"),
@@ -136,8 +154,8 @@ pub fn run(backend: &dyn Backend, tolerance: Tolerance, law: &str) {
 /// The body of the test that [`Suite::check_skips`] is.
 #[allow(clippy::panic, reason = "the body of a test")]
 #[track_caller]
-pub fn check_skips(backend: &dyn Backend) {
-    if let Err(violation) = Suite::new(backend, Tolerance::default()).check_skips() {
+pub fn check_skips(suite: Suite<'_>) {
+    if let Err(violation) = suite.check_skips() {
         panic!("{violation}");
     }
 }
@@ -230,7 +248,8 @@ macro_rules! __for_each_law {
     };
 }
 
-/// One `#[test]` per law, on a backend: an expression, and how exact it is where the default [`Tolerance`] does not fit.
+/// One `#[test]` per law, on a backend: an expression, how exact it is where the default [`Tolerance`] does not fit, and the
+/// [`OneModel`] where there is one only.
 ///
 /// ```
 /// use llama_backend::testing::NaiveBackend;
@@ -243,26 +262,44 @@ macro_rules! conformance_tests {
         $crate::conformance_tests!($backend, $crate::testing::Tolerance::default());
     };
     ($backend:expr, $tolerance:expr $(,)?) => {
-        $crate::__for_each_law!([$crate::__law_tests] $backend, $tolerance);
+        $crate::__for_each_law!([$crate::__law_tests]($backend, $tolerance));
+    };
+    ($backend:expr, $tolerance:expr, $model:expr $(,)?) => {
+        $crate::__for_each_law!([$crate::__law_tests]($backend, $tolerance, $model));
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __law_tests {
-    ([$backend:expr, $tolerance:expr] $($law:ident $statement:literal,)*) => {
+    ([$suite:tt] $($law:ident $statement:literal,)*) => {
         $(
             #[doc = $statement]
             #[test]
             fn $law() {
-                $crate::testing::run(&$backend, $tolerance, stringify!($law));
+                $crate::__with_suite!($suite suite => $crate::testing::run(suite, stringify!($law)));
             }
         )*
 
         /// The laws that the backend skips exist, and it says why.
         #[test]
         fn skipped_laws_exist() {
-            $crate::testing::check_skips(&$backend);
+            $crate::__with_suite!($suite suite => $crate::testing::check_skips(suite));
         }
     };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __with_suite {
+    (($backend:expr, $tolerance:expr) $suite:ident => $body:expr) => {{
+        let backend = $backend;
+        let $suite = $crate::testing::Suite::new(&backend, $tolerance);
+        $body
+    }};
+    (($backend:expr, $tolerance:expr, $model:expr) $suite:ident => $body:expr) => {{
+        let (backend, model) = ($backend, $model);
+        let $suite = $crate::testing::Suite::on_model(&backend, $tolerance, &model);
+        $body
+    }};
 }

@@ -27,7 +27,7 @@ pub enum CheckpointError {
     },
     /// A folder that holds no checkpoint.
     #[error("{} holds no checkpoint: found {}; expected params.json with consolidated.00.pth (Meta), or config.json \
-             with model.safetensors or model.safetensors.index.json (Hugging Face)", .dir.display(), names(.found, *.entries))]
+             with model.safetensors or model.safetensors.index.json (Hugging Face) or model.onnx (ONNX)", .dir.display(), names(.found, *.entries))]
     NoCheckpoint {
         /// The folder.
         dir: PathBuf,

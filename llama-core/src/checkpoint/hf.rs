@@ -179,6 +179,12 @@ fn read_index(index: &Blob) -> Result<BTreeMap<String, Vec<String>>, CheckpointE
     Ok(shards)
 }
 
+/// The shape and the positions in a `config.json`.
+pub(super) fn shape(path: &Path) -> Result<(ModelConfig, usize), CheckpointError> {
+    let config = read_config(&map(path)?)?;
+    Ok((config.model, config.max_seq_len))
+}
+
 fn read_config(file: &Blob) -> Result<Config, CheckpointError> {
     let mut fields = Fields::parse(file)?;
     must_be(&mut fields, "model_type", &["llama".into()])?;

@@ -9,6 +9,9 @@
 //! |---|---|---|
 //! | [Meta](Format::Meta) | `params.json`, `consolidated.00.pth` … one for each model-parallel rank, zip or legacy | f32, f16, bf16 |
 //! | [Hugging Face](Format::HuggingFace) | `config.json`, `model.safetensors` or `model.safetensors.index.json` with its shards | f32, f16, bf16 |
+//! | [ONNX](Format::Onnx) | `model.onnx` of Optimum or of onnxruntime-genai's builder, with `config.json` or `genai_config.json` | f32 |
+//!
+//! The last is no checkpoint but a computation, for engines that run graphs: it has a shape and no tensors to be read.
 //!
 //! Files are mapped into memory and read when a tensor is asked for. A file is data, whatever it says: a `.pth` file's pickle
 //! can call nothing, nothing is ever inflated, and every offset and length is checked against the file.
@@ -29,6 +32,7 @@ mod hf;
 mod json;
 mod meta;
 mod mmap;
+mod onnx;
 mod pickle;
 mod pth;
 mod safetensors;
@@ -40,7 +44,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llama_backend::{ModelConfig, WeightSource};
+use llama_backend::{ModelConfig, ModelSource, WeightSource};
 
 pub use archive::ArchiveError;
 pub use error::CheckpointError;
@@ -57,19 +61,31 @@ pub enum Format {
     Meta,
     /// `config.json` and `*.safetensors`.
     HuggingFace,
+    /// `model.onnx`, with `config.json` or `genai_config.json`.
+    Onnx,
 }
 
 /// An open checkpoint: the model's shape, and its tensors to be read. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     weights: Arc<Weights>,
+    graph: Option<PathBuf>,
     format: Format,
     max_seq_len: Option<usize>,
     tokenizer: Option<PathBuf>,
 }
 
 impl Checkpoint {
-    /// The tensors, in the canonical form.
+    /// What a backend loads.
+    #[must_use]
+    pub fn source(&self) -> ModelSource {
+        match &self.graph {
+            Some(path) => ModelSource::Graph { path: path.clone(), config: self.config().clone() },
+            None => ModelSource::Weights(self.weights()),
+        }
+    }
+
+    /// The tensors, in the canonical form. In [`Format::Onnx`] there are none: each is reported as missing.
     #[must_use]
     pub fn weights(&self) -> Arc<dyn WeightSource> {
         Arc::clone(&self.weights) as Arc<dyn WeightSource>
@@ -118,16 +134,21 @@ pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint, CheckpointError> {
     let shards: Vec<String> = names.iter().filter(|name| meta::is_shard(name)).cloned().collect();
 
     let format = sniff(dir, &names, &shards)?;
-    let (weights, max_seq_len) = match format {
-        Format::Meta => (meta::open(dir, shards)?, None),
+    let (graph, weights, max_seq_len) = match format {
+        Format::Meta => (None, meta::open(dir, shards)?, None),
         Format::HuggingFace => {
             let (weights, max_seq_len) = hf::open(dir, has(hf::INDEX))?;
-            (weights, Some(max_seq_len))
+            (None, weights, Some(max_seq_len))
+        }
+        Format::Onnx => {
+            let (graph, weights, max_seq_len) = onnx::open(dir, has)?;
+            (Some(graph), weights, Some(max_seq_len))
         }
     };
     let tokenizer = ["tokenizer.model", "tokenizer.json"].into_iter().find(|name| has(name));
     Ok(Checkpoint {
         weights: Arc::new(weights),
+        graph,
         format,
         max_seq_len,
         tokenizer: tokenizer.map(|name| dir.join(name)),
@@ -175,6 +196,7 @@ where
     }
     Ok(Checkpoint {
         weights: Arc::new(meta::join(root, &params, shards)?),
+        graph: None,
         format: Format::Meta,
         max_seq_len: None,
         tokenizer: None,
@@ -193,10 +215,11 @@ fn sniff(dir: &Path, names: &BTreeSet<String>, shards: &[String]) -> Result<Form
         .first()
         .map(String::as_str)
         .into_iter()
-        .chain([hf::MODEL, hf::INDEX].into_iter().filter(has))
+        .chain([hf::MODEL, hf::INDEX, onnx::MODEL].into_iter().filter(has))
         .collect();
     match (has(&meta::PARAMS), has(&hf::CONFIG), &*weights) {
         (true, _, [shard]) if meta::is_shard(shard) => Ok(Format::Meta),
+        (_, _, [onnx::MODEL]) => Ok(Format::Onnx),
         (_, true, [model]) if !meta::is_shard(model) => Ok(Format::HuggingFace),
         (_, _, [shard]) if meta::is_shard(shard) => Err(missing(meta::PARAMS, shard)),
         (_, _, [model]) => Err(missing(hf::CONFIG, model)),

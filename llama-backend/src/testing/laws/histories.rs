@@ -1,20 +1,18 @@
 //! The law that holds the others together: any history of calls, checked against lists of tokens.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use super::super::oracle::Oracle;
-use super::super::random::{RandomWeights, Rng};
-use super::super::rig::{Feed, Rig, small};
+use super::super::random::Rng;
+use super::super::rig::{Feed, Rig};
 use super::super::suite::{Checked, Suite};
-use crate::{DType, LoadParams, TokenId, Want, WeightSource};
+use crate::{LoadParams, TokenId, Want};
+use std::collections::HashMap;
 
 const N_SLOTS: usize = 4;
 const MAX_SEQ_LEN: usize = 20;
 const N_STEPS: usize = 300;
 
 pub(super) fn random_histories_equal_the_oracle(suite: &Suite<'_>) -> Checked {
-    let weights: Arc<dyn WeightSource> = Arc::new(RandomWeights::new(small(), DType::F32, 90));
+    let weights = suite.weights(90);
     let mut history = History {
         suite,
         rig: suite.load(&weights, &LoadParams::new(MAX_SEQ_LEN, N_SLOTS))?,
@@ -57,7 +55,7 @@ impl History<'_> {
                 self.held[slot].clear();
             } else if runs.is_empty() || self.rng.below(2) == 0 {
                 let n = 1 + self.rng.below(room.min(6));
-                let token = |_| TokenId(self.rng.below(small().vocab_size) as u32);
+                let token = |_| TokenId(self.rng.below(self.suite.config().vocab_size) as u32);
                 let tokens = (0..n).map(token).collect();
                 let want = [Want::None, Want::Last, Want::All][self.rng.below(3)];
                 runs.push((slot, tokens, want));

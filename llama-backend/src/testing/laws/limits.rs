@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use super::super::oracle::Oracle;
-use super::super::rig::{Rig, small, text, weights};
+use super::super::rig::Rig;
 use super::super::suite::{Broken, Checked, Suite};
 use crate::{BackendError, Batch, LoadParams, Logits, Run, Slot, TokenId, Want};
 
@@ -31,14 +31,14 @@ macro_rules! refused {
 fn started(suite: &Suite<'_>) -> Checked<Rig> {
     let mut params = LoadParams::new(16, 4);
     params.max_batch_tokens = 12;
-    let mut rig = suite.load(&weights(small()), &params)?;
-    rig.step(&[(0, &text(100, 5), Want::None), (1, &text(101, 3), Want::None)])?;
+    let mut rig = suite.load(&suite.weights(1), &params)?;
+    rig.step(&[(0, &suite.text(100, 5), Want::None), (1, &suite.text(101, 3), Want::None)])?;
     Ok(rig)
 }
 
 /// That both slots go on as if nothing had happened, and that the free ones are free.
 fn unchanged(suite: &Suite<'_>, rig: &mut Rig, call: impl Debug) -> Checked {
-    let more = text(102, 2);
+    let more = suite.text(102, 2);
     let step =
         |rig: &mut Rig| rig.step(&[(0, &more, Want::All), (1, &more, Want::All), (3, &more, Want::All)]);
     let found = step(rig).map_err(|broken| broken.at(format_args!("after {call:?}")))?.concat();
@@ -51,8 +51,8 @@ fn unchanged(suite: &Suite<'_>, rig: &mut Rig, call: impl Debug) -> Checked {
 }
 
 pub(super) fn failed_forward_changes_nothing(suite: &Suite<'_>) -> Checked {
-    let vocab_size = small().vocab_size as u32;
-    let (one, twelve) = (text(103, 1), text(104, 12));
+    let vocab_size = suite.config().vocab_size as u32;
+    let (one, twelve) = (suite.text(103, 1), suite.text(104, 12));
     let (too_high, highest) = ([one[0], TokenId(vocab_size)], [TokenId(u32::MAX)]);
     let run = |slot, start_pos, tokens| Run { slot: Slot(slot), start_pos, tokens, want: Want::All };
     // In front of each bad run stands a good one: a model that appends before it has checked all shows.
@@ -112,9 +112,9 @@ pub(super) fn failed_truncate_or_fork_changes_nothing(suite: &Suite<'_>) -> Chec
 
 pub(super) fn limits_are_exact(suite: &Suite<'_>) -> Checked {
     use BackendError as E;
-    let weights = weights(small());
+    let weights = suite.weights(1);
     let oracle = Oracle::new(&*weights)?;
-    let sequence = text(105, 9);
+    let sequence = suite.text(105, 9);
     let expected = oracle.logits(&sequence, 0); // [9, vocab_size]
     for (max_seq_len, n_slots, chunk) in [(8, 2, 8), (8, 2, 7), (8, 3, 3), (1, 1, 1), (9, 1, 1)] {
         let mut params = LoadParams::new(max_seq_len, n_slots);

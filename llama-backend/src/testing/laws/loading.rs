@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::super::random::RandomWeights;
-use super::super::rig::{Rows, small, text, weights};
+use super::super::rig::{Rows, small};
 use super::super::suite::{Broken, Checked, Suite};
 use crate::{
     BackendError, DType, LoadParams, MemoryPlan, ModelConfig, ModelSource, TensorInfo, Want, WeightBytes,
@@ -16,12 +16,12 @@ use crate::{
 /// That a load fails, with an error of the right kind.
 fn refuses(
     suite: &Suite<'_>,
-    source: Arc<dyn WeightSource>,
+    source: ModelSource,
     params: &LoadParams,
     kind: &str,
     is: fn(&BackendError) -> bool,
 ) -> Checked {
-    match suite.backend.load(ModelSource::Weights(source), params) {
+    match suite.backend.load(source, params) {
         Err(error) if is(&error) => Ok(()),
         Err(error) => Err(Broken(format!("refused with {error:?}, expected {kind}"))),
         Ok(_) => Err(Broken(format!("loaded, expected {kind}"))),
@@ -46,7 +46,10 @@ pub(super) fn refuses_bad_configs(suite: &Suite<'_>) -> Checked {
         ModelConfig { rope_theta: f64::INFINITY, ..small() },
     ];
     for config in bad {
-        let source = Arc::new(RandomWeights::new(config.clone(), DType::F32, 1));
+        let source = match suite.source(&suite.weights(1)) {
+            ModelSource::Graph { path, .. } => ModelSource::Graph { path, config: config.clone() },
+            _ => ModelSource::Weights(Arc::new(RandomWeights::new(config.clone(), DType::F32, 1))),
+        };
         let is = |error: &BackendError| matches!(error, BackendError::Config { .. });
         refuses(suite, source, &LoadParams::new(8, 1), "BackendError::Config", is)
             .map_err(|broken| broken.at(format_args!("{config:?}")))?;
@@ -73,7 +76,7 @@ pub(super) fn refuses_bad_params(suite: &Suite<'_>) -> Checked {
     ];
     for params in bad {
         let is = |error: &BackendError| matches!(error, BackendError::Params { .. });
-        refuses(suite, weights(small()), &params, "BackendError::Params", is)
+        refuses(suite, suite.source(&suite.weights(1)), &params, "BackendError::Params", is)
             .map_err(|broken| broken.at(format_args!("{params:?}")))?;
     }
     Ok(())
@@ -92,7 +95,7 @@ pub(super) fn refuses_bad_weights(suite: &Suite<'_>) -> Checked {
             "output.weight",
         ] {
             let inner = RandomWeights::new(small(), DType::F32, 1);
-            let source = Arc::new(FaultyWeights { inner, tensor, fault });
+            let source = ModelSource::Weights(Arc::new(FaultyWeights { inner, tensor, fault }));
             refuses(suite, source, &LoadParams::new(8, 1), "BackendError::Weights", is)
                 .map_err(|broken| broken.at(format_args!("{tensor} {fault:?}")))?;
         }
@@ -103,7 +106,7 @@ pub(super) fn refuses_bad_weights(suite: &Suite<'_>) -> Checked {
             let is = |error: &BackendError| {
                 matches!(error, BackendError::Weights(_) | BackendError::Unsupported { .. })
             };
-            let source = Arc::new(RandomWeights::new(small(), dtype, 1));
+            let source = ModelSource::Weights(Arc::new(RandomWeights::new(small(), dtype, 1)));
             refuses(suite, source, &LoadParams::new(8, 1), "BackendError::Weights or Unsupported", is)
                 .map_err(|broken| broken.at(format_args!("weights of {dtype}, which is not declared")))?;
         }
@@ -203,9 +206,9 @@ pub(super) fn model_says_what_it_was_loaded_with(suite: &Suite<'_>) -> Checked {
     let mut params = LoadParams::new(11, 3);
     params.max_batch_tokens = 7;
     params.threads = Some(1);
-    let rig = suite.load(&weights(small()), &params)?;
-    if *rig.model.config() != small() {
-        return Err(Broken(format!("config {:?}, expected {:?}", rig.model.config(), small())));
+    let rig = suite.load(&suite.weights(1), &params)?;
+    if *rig.model.config() != suite.config() {
+        return Err(Broken(format!("config {:?}, expected {:?}", rig.model.config(), suite.config())));
     }
     if *rig.model.params() != params {
         return Err(Broken(format!("params {:?}, expected {params:?}", rig.model.params())));
@@ -263,20 +266,21 @@ pub(super) fn models_do_not_disturb_each_other(suite: &Suite<'_>) -> Checked {
     // Made, used and dropped on a thread: shapes differ, so that shared scratch would not even fit.
     let script = |config: ModelConfig, start: &Barrier| -> Checked<Rows> {
         let vocab_size = config.vocab_size as u32;
-        let loaded = suite.load(&weights(config), &LoadParams::new(24, 2));
+        let loaded = suite.load(&suite.weights_of(config, DType::F32, 1), &LoadParams::new(24, 2));
         start.wait();
         let mut rig = loaded?;
         let mut rows = Rows::new();
         for round in 0..6 {
             for slot in 0..2 {
-                let mut tokens = text(110 + round, 4);
+                let mut tokens = suite.text(110 + round, 4);
                 tokens.iter_mut().for_each(|token| token.0 %= vocab_size);
                 rows.extend(rig.feed(slot, &tokens, Want::All)?);
             }
         }
         Ok(rows)
     };
-    let configs = [small(), ModelConfig { dim: 16, n_heads: 2, n_kv_heads: 1, vocab_size: 29, ..small() }];
+    let other = ModelConfig { dim: 16, n_heads: 2, n_kv_heads: 1, vocab_size: 29, ..small() };
+    let configs = if suite.is_fixed() { [suite.config(), suite.config()] } else { [small(), other] };
     let alone = |config: &ModelConfig| script(config.clone(), &Barrier::new(1));
     let alone: Vec<Rows> = configs.iter().map(alone).collect::<Checked<_>>()?;
     // Neither starts before both are loaded, so that they do run at once.

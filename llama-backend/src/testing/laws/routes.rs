@@ -1,12 +1,12 @@
 //! Laws that say which routes to the same logits there are: runs, chunks, batches, wants.
 
 use super::super::random::Rng;
-use super::super::rig::{Feed, Rig, Rows, same_bits, small, text, weights};
+use super::super::rig::{Feed, Rig, Rows, same_bits};
 use super::super::suite::{Broken, Checked, Suite};
 use crate::{Batch, LoadParams, Logits, Run, Slot, TokenId, Want};
 
 pub(super) fn prefill_equals_decodes(suite: &Suite<'_>) -> Checked {
-    let sequence = text(10, 13);
+    let sequence = suite.text(10, 13);
     let mut rig = suite.small()?;
     let prefilled = rig.feed(0, &sequence, Want::All)?;
     let mut decoded = Rows::new();
@@ -17,7 +17,7 @@ pub(super) fn prefill_equals_decodes(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn any_chunking_gives_the_same_logits(suite: &Suite<'_>) -> Checked {
-    let sequence = text(11, 29);
+    let sequence = suite.text(11, 29);
     let whole = suite.fresh(&sequence)?;
     let mut rng = Rng::new(12);
     let mut rig = suite.small()?;
@@ -37,7 +37,7 @@ pub(super) fn any_chunking_gives_the_same_logits(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn ragged_batch_equals_each_alone(suite: &Suite<'_>) -> Checked {
-    let sequences = ragged();
+    let sequences = ragged(suite);
     let mut rig = suite.small()?;
     // At the start of their slots, and again where every slot has a length of its own.
     for round in 0..2 {
@@ -55,7 +55,7 @@ pub(super) fn ragged_batch_equals_each_alone(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn permuted_runs_permute_rows(suite: &Suite<'_>) -> Checked {
-    let sequences = ragged();
+    let sequences = ragged(suite);
     let feed = |slot: usize| -> Feed<'_> { (slot, &sequences[slot], Want::All) };
     let in_order = suite.small()?.step(&[0, 1, 2, 3].map(feed))?;
     for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 1, 0], [0, 3, 1, 2]] {
@@ -71,7 +71,7 @@ pub(super) fn permuted_runs_permute_rows(suite: &Suite<'_>) -> Checked {
 
 pub(super) fn last_is_the_last_row_of_all(suite: &Suite<'_>) -> Checked {
     for n in [1, 2, 9, 32] {
-        let sequence = text(13, n);
+        let sequence = suite.text(13, n);
         let all = suite.fresh(&sequence)?;
         let last = suite.small()?.feed(0, &sequence, Want::Last)?;
         suite.is_same(&last, &all[n - 1..]).map_err(|broken| broken.at(format_args!("a run of {n}")))?;
@@ -80,7 +80,7 @@ pub(super) fn last_is_the_last_row_of_all(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn rows_follow_wants(suite: &Suite<'_>) -> Checked {
-    let sequences = ragged();
+    let sequences = ragged(suite);
     let alone: Vec<Rows> = sequences.iter().map(|s| suite.fresh(s)).collect::<Checked<_>>()?;
     use Want::{All, Last, None};
     for wants in
@@ -100,7 +100,7 @@ pub(super) fn rows_follow_wants(suite: &Suite<'_>) -> Checked {
                 .map_err(|broken| broken.at(format_args!("wants {wants:?}, run {slot}")))?;
         }
         // A run that wanted nothing was computed all the same.
-        let next = text(14, 1);
+        let next = suite.text(14, 1);
         let found = rig.feed(0, &next, Last)?;
         let expected = suite.fresh(&[&sequences[0][..], &next].concat())?;
         suite
@@ -111,8 +111,8 @@ pub(super) fn rows_follow_wants(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked {
-    let (a, b, c) = (text(15, 7), text(16, 3), text(17, 9));
-    let next = text(18, 5);
+    let (a, b, c) = (suite.text(15, 7), suite.text(16, 3), suite.text(17, 9));
+    let next = suite.text(18, 5);
     // The decode stands between: an engine that computes its decodes apart must put their rows back.
     let feeds: [Feed<'_>; 3] = [(2, &c, Want::All), (0, &next[..1], Want::Last), (1, &next[1..], Want::All)];
     let started = || -> Checked<Rig> {
@@ -130,7 +130,7 @@ pub(super) fn mixed_prefill_and_decode_equal_apart(suite: &Suite<'_>) -> Checked
 }
 
 pub(super) fn same_input_same_bits(suite: &Suite<'_>) -> Checked {
-    let sequences = ragged();
+    let sequences = ragged(suite);
     let script = |rig: &mut Rig| -> Checked<Rows> {
         let feeds: Vec<Feed<'_>> =
             sequences.iter().enumerate().map(|(slot, s)| (slot, &s[..], Want::All)).collect();
@@ -153,11 +153,11 @@ pub(super) fn same_input_same_bits(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn any_thread_count_gives_the_same_logits(suite: &Suite<'_>) -> Checked {
-    let sequences = ragged();
+    let sequences = ragged(suite);
     let with = |threads| -> Checked<Rows> {
         let mut params = LoadParams::new(32, 4);
         params.threads = threads;
-        let mut rig = suite.load(&weights(small()), &params)?;
+        let mut rig = suite.load(&suite.weights(1), &params)?;
         let feeds: Vec<Feed<'_>> =
             sequences.iter().enumerate().map(|(slot, s)| (slot, &s[..], Want::All)).collect();
         let mut rows = rig.step(&feeds)?.concat();
@@ -175,7 +175,7 @@ pub(super) fn any_thread_count_gives_the_same_logits(suite: &Suite<'_>) -> Check
 }
 
 pub(super) fn logits_buffer_is_overwritten(suite: &Suite<'_>) -> Checked {
-    let sequence = text(19, 5);
+    let sequence = suite.text(19, 5);
     let expected = suite.fresh(&sequence)?;
     let n_logits = expected.concat().len();
     for (n_rows, vocab_size) in [(0, 1), (1, 3), (5, 61), (1, n_logits), (40, 61), (3, 1000)] {
@@ -200,6 +200,6 @@ pub(super) fn logits_buffer_is_overwritten(suite: &Suite<'_>) -> Checked {
 }
 
 /// Four sequences of different lengths, one of them a single token.
-fn ragged() -> [Vec<TokenId>; 4] {
-    [text(20, 4), text(21, 13), text(22, 1), text(23, 8)]
+fn ragged(suite: &Suite<'_>) -> [Vec<TokenId>; 4] {
+    [suite.text(20, 4), suite.text(21, 13), suite.text(22, 1), suite.text(23, 8)]
 }

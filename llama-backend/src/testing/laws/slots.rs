@@ -1,6 +1,6 @@
 //! Laws about what slots hold: truncation, reuse, forks.
 
-use super::super::rig::{Rig, joined, text};
+use super::super::rig::{Rig, joined};
 use super::super::suite::{Checked, Suite};
 use crate::{TokenId, Want};
 
@@ -14,7 +14,7 @@ fn continues(suite: &Suite<'_>, rig: &mut Rig, slot: usize, held: &[TokenId], mo
 }
 
 pub(super) fn truncate_and_refeed_equals_fresh(suite: &Suite<'_>) -> Checked {
-    let (held, other) = (text(30, 13), text(31, 9));
+    let (held, other) = (suite.text(30, 13), suite.text(31, 9));
     for keep in [0, 1, 5, 12, 13] {
         let mut rig = suite.small()?;
         rig.feed(1, &held, Want::None)?;
@@ -35,7 +35,7 @@ pub(super) fn truncate_and_refeed_equals_fresh(suite: &Suite<'_>) -> Checked {
 pub(super) fn reused_slot_is_fresh(suite: &Suite<'_>) -> Checked {
     let mut rig = suite.small()?;
     for (seed, n) in [(32, 32), (33, 5), (34, 20), (35, 1), (36, 6)] {
-        continues(suite, &mut rig, 2, &[], &text(seed, n))?;
+        continues(suite, &mut rig, 2, &[], &suite.text(seed, n))?;
         rig.truncate(2, 0)?;
         // Freeing a free slot is no error and changes nothing.
         rig.truncate(2, 0)?;
@@ -44,8 +44,8 @@ pub(super) fn reused_slot_is_fresh(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn freed_slot_leaves_others_alone(suite: &Suite<'_>) -> Checked {
-    let held: Vec<Vec<TokenId>> = (0..4).map(|slot| text(40 + slot, 6 + slot as usize)).collect();
-    let next = text(44, 4);
+    let held: Vec<Vec<TokenId>> = (0..4).map(|slot| suite.text(40 + slot, 6 + slot as usize)).collect();
+    let next = suite.text(44, 4);
     for freed in 0..4 {
         let mut rig = suite.small()?;
         for (slot, held) in held.iter().enumerate() {
@@ -60,7 +60,7 @@ pub(super) fn freed_slot_leaves_others_alone(suite: &Suite<'_>) -> Checked {
         };
         // One while the slot is free, the rest after it is in use again.
         check(&mut rig, others.next())?;
-        continues(suite, &mut rig, freed, &[], &text(45, 17))?;
+        continues(suite, &mut rig, freed, &[], &suite.text(45, 17))?;
         check(&mut rig, others.next())?;
         check(&mut rig, others.next())?;
     }
@@ -68,7 +68,7 @@ pub(super) fn freed_slot_leaves_others_alone(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn fork_equals_copy(suite: &Suite<'_>) -> Checked {
-    let (held, before, more) = (text(50, 12), text(51, 20), text(52, 5));
+    let (held, before, more) = (suite.text(50, 12), suite.text(51, 20), suite.text(52, 5));
     for (from, to) in [(0, 3), (2, 1)] {
         for len in [0, 1, 5, 11, 12] {
             let mut rig = suite.small()?;
@@ -84,7 +84,7 @@ pub(super) fn fork_equals_copy(suite: &Suite<'_>) -> Checked {
 }
 
 pub(super) fn forks_diverge(suite: &Suite<'_>) -> Checked {
-    let prefix = text(53, 8);
+    let prefix = suite.text(53, 8);
     let mut rig = suite.small()?;
     rig.feed(0, &prefix, Want::None)?;
     rig.fork(0, 1, 8)?;
@@ -94,24 +94,24 @@ pub(super) fn forks_diverge(suite: &Suite<'_>) -> Checked {
     let mut held = [prefix.clone(), prefix.clone(), prefix[..6].to_vec(), prefix];
     for round in 0..2 {
         for (slot, held) in held.iter_mut().enumerate() {
-            let more = text(60 + 10 * round + slot as u64, 3);
+            let more = suite.text(60 + 10 * round + slot as u64, 3);
             continues(suite, &mut rig, slot, held, &more)?;
             held.extend(more);
         }
     }
     // The origin goes, is used again, and is cut: the forks stay.
     rig.truncate(0, 0)?;
-    continues(suite, &mut rig, 0, &[], &text(80, 20))?;
+    continues(suite, &mut rig, 0, &[], &suite.text(80, 20))?;
     rig.truncate(3, 2)?;
     held[3].truncate(2);
     for (slot, held) in held.iter().enumerate().skip(1) {
-        continues(suite, &mut rig, slot, held, &text(81, 4))?;
+        continues(suite, &mut rig, slot, held, &suite.text(81, 4))?;
     }
     Ok(())
 }
 
 pub(super) fn fork_onto_itself_truncates(suite: &Suite<'_>) -> Checked {
-    let (held, more) = (text(54, 10), text(55, 6));
+    let (held, more) = (suite.text(54, 10), suite.text(55, 6));
     for len in [0, 4, 10] {
         let mut rig = suite.small()?;
         rig.feed(2, &held, Want::None)?;

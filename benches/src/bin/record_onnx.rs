@@ -1,0 +1,26 @@
+//! Measures the ONNX Runtime backend at TinyLlama's shape and appends the rounds to `benches/record/onnx.csv`: two threads,
+//! 10 GB of memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use benches::{Error, onnx, record};
+
+fn main() -> Result<(), Error> {
+    const THREADS: usize = 2;
+    let times = onnx::measure(THREADS, 5)?;
+    #[allow(clippy::print_stdout, reason = "this program's output")]
+    for (name, rounds) in &times {
+        let tokens = match *name {
+            "prefill_512" | "prefill_512_products" => onnx::PROMPT,
+            "decode_64" | "decode_64_products" => onnx::NEW,
+            _ => onnx::NEW * onnx::BATCH,
+        };
+        let best = rounds.iter().min().copied().unwrap_or(Duration::ZERO);
+        println!("{name}: {:.2} tokens/s at best, rounds {rounds:.2?}", tokens as f64 / best.as_secs_f64());
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("record/onnx.csv");
+    let versions = [("onnxruntime", ort::info().to_owned()), record::locked("ort")];
+    let measures: Vec<_> = times.iter().map(|(name, rounds)| (*name, &rounds[..])).collect();
+    record::append(&path, THREADS, &versions, &measures)
+}

@@ -1,0 +1,280 @@
+//! From a checkpoint's tensors to a session of the engine, and what that will cost.
+//!
+//! Everything is checked before anything large is allocated. A matrix in f32 is lent to the engine where it lies, and the first
+//! step that uses it brings it in. The engine keeps no copy of its own: it does so only for packing, which is off; for f32
+//! that makes prefill slower by less than a fifth, and decode no slower.
+
+use std::ffi::CString;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use llama_backend::{
+    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightBytes, WeightError, WeightSource,
+    check_weights, read_tensor,
+};
+use ort::editor::{self, Graph, Opset};
+use ort::environment::Environment;
+use ort::memory::Allocator;
+use ort::operator::Attribute as OrtAttribute;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::{Outlet, Shape as OrtShape, SymbolicDimensions, Tensor, TensorElementType, ValueType};
+
+use crate::graph::{self, Attribute, Interface, Node, OPSETS, Target, head_width, planes};
+use crate::kv_cache::{KvCache, Shape};
+use crate::model::OnnxModel;
+use crate::sys::{self, Bound};
+use crate::{DTYPES, engine};
+
+/// Tensors below this are the engine's own: it takes no small ones on loan.
+const LEAST_LENT: usize = 128;
+
+/// The bytes of a model of this shape. Computed in 128 bits and cut at `u64::MAX`; any numbers may come, also absurd ones.
+pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+    let product = |sizes: &[usize]| {
+        let sizes = sizes.iter().map(|&size| size as u128);
+        sizes.fold(1, u128::saturating_mul)
+    };
+    let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
+    let cut = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let bytes = |numbers: u128| cut(numbers.saturating_mul(4));
+    let ModelConfig { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, .. } = *config;
+
+    // All is f32 in the end, but for the embeddings: their rows are widened as they are looked up.
+    let embeddings = product(&[vocab_size, dim]);
+    let others = u128::from(config.n_params()).saturating_sub(embeddings);
+    let weights = sum(&[embeddings.saturating_mul(dtype.size() as u128), others.saturating_mul(4)]);
+
+    let width = head_dim.saturating_add(15) / 16 * 16;
+    let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
+    let (q_dim, kv_dim) = (product(&[n_heads, width]), product(&[n_kv_heads, width]));
+
+    // The widest points of a block, beside h, its successor and x: q, k and v, each once more with RoPE, and what attention
+    // gives; or gate, up and their product.
+    let in_attention = sum(&[q_dim.saturating_mul(3), kv_dim.saturating_mul(4)]);
+    let in_ffn = product(&[3, ffn_dim]);
+    let row = sum(&[product(&[3, dim]), in_attention.max(in_ffn)]);
+    let activations = row.saturating_mul(params.max_batch_tokens as u128);
+    let rope = product(&[params.max_seq_len, width]);
+    // The attention kernel holds the scores of all heads.
+    let scores = product(&[n_heads, params.max_batch_tokens, params.max_seq_len]);
+    let logits = product(&[params.n_slots, vocab_size]);
+    MemoryPlan {
+        weights: cut(weights),
+        kv_cache: bytes(positions.saturating_mul(kv_dim)),
+        scratch: bytes(sum(&[activations, rope, scores, logits])),
+    }
+}
+
+/// Loads a model.
+pub(crate) fn load(
+    environment: &Environment,
+    source: &dyn WeightSource,
+    params: &LoadParams,
+) -> Result<OnnxModel, BackendError> {
+    let config = source.config().clone();
+    config.validate()?;
+    params.validate()?;
+    plan(&config, DType::F32, params).check()?;
+    check_weights(source, DTYPES)?;
+    // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
+    let cache = KvCache::new(Shape {
+        n_layers: config.n_layers,
+        n_slots: params.n_slots,
+        n_kv_heads: config.n_kv_heads,
+        max_seq_len: params.max_seq_len,
+        width: head_width(config.head_dim),
+    })?;
+    let graph = Graph::new().map_err(engine)?;
+    let mut assembly = Assembly { graph, source, kept: Vec::new() };
+    graph::build(&mut assembly, &config, params.max_seq_len, Interface::Ours)?;
+    let session = assembly.session(environment, &config, params).map_err(engine)?;
+    let bound = Bound::new(session).map_err(engine)?;
+    let slots = Slots::new(&config, params);
+    OnnxModel::new(bound, assembly.kept, cache, slots, config, params.clone())
+}
+
+/// The options of every session.
+pub(crate) fn options(environment: &Environment, params: &LoadParams) -> ort::Result<SessionBuilder> {
+    // `?` would keep the builder that failed beside the error.
+    let recover = |error: ort::Error<SessionBuilder>| ort::Error::new(error.to_string());
+    Session::builder(environment)?
+        .with_intra_threads(params.n_threads())
+        .map_err(recover)?
+        .with_inter_threads(1)
+        .map_err(recover)?
+        // Threads that wait by running in circles take the processor from whoever else wants it.
+        .with_intra_op_spinning(false)
+        .map_err(recover)?
+        // Its patterns are kept for each shape that ever came: prompts have many.
+        .with_memory_pattern(false)
+        .map_err(recover)
+}
+
+/// Memory that a session reads from as long as it lives.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// The checkpoint's own, where it lies.
+    Stored(WeightBytes),
+    /// Widened, or made by us.
+    Floats(Vec<f32>),
+}
+
+impl Kept {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Stored(bytes) => bytes,
+            Self::Floats(floats) => bytemuck::cast_slice(floats),
+        }
+    }
+}
+
+/// A tensor's elements, widened without loss.
+pub(crate) fn widen(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>, WeightError> {
+    let mut floats = Vec::new();
+    let n = bytes.len() / dtype.size();
+    floats.try_reserve_exact(n).map_err(|error| WeightError::unreadable(name, error))?;
+    match dtype {
+        DType::F32 => floats.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+        DType::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+            Ok(halves) => {
+                floats.resize(n, 0.0);
+                halves.convert_to_f32_slice(&mut floats); // by the processor's own instruction
+            }
+            Err(_) => floats.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
+        },
+        DType::BF16 => floats.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+        other => return Err(WeightError::unreadable(name, format!("weights of {other} are not read"))),
+    }
+    Ok(floats)
+}
+
+/// A graph under construction, and the memory that it borrows.
+struct Assembly<'a> {
+    graph: Graph,
+    source: &'a dyn WeightSource,
+    kept: Vec<Kept>,
+}
+
+impl Assembly<'_> {
+    /// Adds a tensor without copying it: it is kept from now on.
+    fn lend(&mut self, name: &str, shape: &[usize], dtype: DType, kept: Kept) -> Result<(), BackendError> {
+        let ty = match dtype {
+            DType::F16 => TensorElementType::Float16,
+            DType::BF16 => TensorElementType::Bfloat16,
+            _ => TensorElementType::Float32,
+        };
+        let name = CString::new(name).map_err(engine)?;
+        let shape: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect(); // validated: at most 2^24
+        self.kept.push(kept);
+        let Some(kept) = self.kept.last() else { return Ok(()) }; // pushed just now
+        // SAFETY: `kept` is only ever added to, and dropped after the graph (the order of the fields here) and after the session
+        // (the order of the fields of `OnnxModel`). Growing it moves handles, not the bytes: those are on the heap or in a map,
+        // and a `WeightBytes` gives the same ones each time.
+        #[allow(unsafe_code, reason = "the engine borrows the weights")]
+        unsafe { sys::lend_initializer(&mut self.graph, &name, &shape, ty, kept.bytes()) }.map_err(engine)
+    }
+
+    /// Adds numbers that are few enough to be the engine's own, or lends them.
+    fn floats_of(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<(), BackendError> {
+        if size_of_val(&values[..]) >= LEAST_LENT {
+            return self.lend(name, shape, DType::F32, Kept::Floats(values));
+        }
+        let dims = shape.iter().map(|&dim| dim as i64);
+        let mut tensor = Tensor::<f32>::new(&Allocator::default(), OrtShape::new(dims)).map_err(engine)?;
+        tensor.extract_tensor_mut().1.copy_from_slice(&values);
+        self.graph.add_initializer(name, tensor, false).map_err(engine)
+    }
+
+    /// The finished graph as a session. What the session borrows stays in `kept`.
+    fn session(
+        &mut self,
+        environment: &Environment,
+        config: &ModelConfig,
+        params: &LoadParams,
+    ) -> ort::Result<Session> {
+        let mut graph = std::mem::replace(&mut self.graph, Graph::new()?);
+        let sizes = [config.n_kv_heads, params.max_seq_len, head_width(config.head_dim)];
+        let [heads, positions, width] = sizes.map(|size| size as i64); // validated: at most 2^24
+        let plane = |name| outlet(name, TensorElementType::Float32, &[-1, heads, positions, width]);
+        let (past, present): (Vec<_>, Vec<_>) = planes(config.n_layers)
+            .map(|(layer, kind)| Interface::Ours.cache_names(layer, kind).map(plane).into())
+            .unzip();
+        let int = TensorElementType::Int64;
+        let small = TensorElementType::Int32;
+        let inputs = [
+            outlet("tokens", int, &[-1, -1]),
+            outlet("seqlens", small, &[-1]),
+            outlet("longest", small, &[]),
+            outlet("rows", int, &[-1]),
+        ];
+        graph.set_inputs(inputs.into_iter().chain(past))?;
+        let logits = outlet("logits", TensorElementType::Float32, &[-1, config.vocab_size as i64]);
+        graph.set_outputs(std::iter::once(logits).chain(present))?;
+        let opsets: Vec<Opset> = OPSETS
+            .iter()
+            .map(|&(domain, version)| Opset::new(domain, version))
+            .collect::<ort::Result<_>>()?;
+        let mut model = editor::Model::new(opsets)?;
+        model.set_graph(graph)?;
+        let recover = |error: ort::Error<SessionBuilder>| ort::Error::new(error.to_string());
+        let options = options(environment, params)?
+            // The graph is written as the engine likes it: there is nothing to fuse, and folding would copy weights.
+            .with_optimization_level(GraphOptimizationLevel::Disable)
+            .map_err(recover)?
+            .with_prepacking(false)
+            .map_err(recover)?;
+        model.into_session(&options)
+    }
+}
+
+/// An input or output; -1 is a dimension that varies.
+fn outlet(name: impl Into<String>, ty: TensorElementType, shape: &[i64]) -> Outlet {
+    let dimension_symbols = SymbolicDimensions::empty(shape.len());
+    Outlet::new(
+        name,
+        ValueType::Tensor { ty, shape: OrtShape::new(shape.iter().copied()), dimension_symbols },
+    )
+}
+
+impl Target for Assembly<'_> {
+    type Error = BackendError;
+
+    fn node(&mut self, node: Node<'_>) -> Result<(), BackendError> {
+        let attribute = |&(name, value): &(&str, Attribute)| match value {
+            Attribute::Int(value) => OrtAttribute::new(name, value),
+            Attribute::Float(value) => OrtAttribute::new(name, value),
+        };
+        let attributes =
+            node.attributes.iter().map(attribute).collect::<ort::Result<Vec<_>>>().map_err(engine)?;
+        // A node's name is its first output's.
+        let name = node.outputs.first().copied().unwrap_or_default();
+        let node = editor::Node::new(node.op, node.domain, name, node.inputs, node.outputs, attributes)
+            .map_err(engine)?;
+        self.graph.add_node(node).map_err(engine)
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<DType, BackendError> {
+        let (dtype, bytes) = read_tensor(self.source, name)?;
+        let as_stored = dtype == DType::F32 || name == "tok_embeddings.weight";
+        // Bytes that are not aligned are no numbers yet.
+        if as_stored && bytes.len() >= LEAST_LENT && bytes.as_ptr().align_offset(dtype.size()) == 0 {
+            self.lend(name, shape, dtype, Kept::Stored(bytes))?;
+            return Ok(dtype);
+        }
+        let floats = widen(name, dtype, &bytes)?;
+        drop(bytes); // before the next: so there is one copy, and one tensor
+        self.floats_of(name, shape, floats)?;
+        Ok(DType::F32)
+    }
+
+    fn integers(&mut self, name: &str, values: &[i64]) -> Result<(), BackendError> {
+        let mut tensor = Tensor::<i64>::new(&Allocator::default(), [values.len() as i64]).map_err(engine)?;
+        tensor.extract_tensor_mut().1.copy_from_slice(values);
+        self.graph.add_initializer(name, tensor, false).map_err(engine)
+    }
+
+    fn floats(&mut self, name: &str, shape: [usize; 2], values: Vec<f32>) -> Result<(), BackendError> {
+        self.floats_of(name, &shape, values)
+    }
+}
