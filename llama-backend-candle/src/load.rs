@@ -34,6 +34,8 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     };
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
     let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(4)).unwrap_or(u64::MAX);
+    // Other types are handed over as f32.
+    let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
     let ModelConfig { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
 
     // Norms are kept as f32, whatever the matrices are.

@@ -172,6 +172,23 @@ fn tokenizer_json() {
     }
 }
 
+/// Every GGUF file gives what the tokenizer.model gives that it was converted from.
+#[test]
+fn tokenizer_gguf() {
+    let Some(golden) = Golden::load("tokenizer_stories260k.json") else {
+        return;
+    };
+    for file in ["stories260K-gguf/stories260K-f32.gguf", "random256-gguf/random256-q4_k_m.gguf"] {
+        let Some(path) = data(file) else {
+            return;
+        };
+        let tokenizer = open(path);
+        golden.check("cases", |c| case(&tokenizer, c));
+        golden.check("decode_cases", |c| decode_case(&tokenizer, c));
+        golden.check("decode_errors", |c| decode_error(&tokenizer, c));
+    }
+}
+
 /// A `tokenizer.json` of a vocabulary, as Hugging Face's converter makes it of a `tokenizer.model`: the merges by score,
 /// then by the lengths of their parts, the greater first. Newer versions write a merge as a pair, older ones as a string.
 fn converted(tokenizer: &Tokenizer, as_pairs: bool) -> String {
