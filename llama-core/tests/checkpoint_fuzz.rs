@@ -201,7 +201,8 @@ fn gguf_cut_off_anywhere_is_an_error() {
         for gguf in ggufs() {
             let (whole, header) = (gguf.to_bytes(), gguf.header().len());
             assert!(exercise(checkpoint::from_gguf_bytes(whole.clone())));
-            for len in 0..whole.len() {
+            // Most of the file is pieces of the tokenizer, one like the other.
+            for len in (0..3000).chain((3000..header - 700).step_by(11)).chain(header - 700..whole.len()) {
                 let cut = whole[..len].to_vec();
                 if len < header {
                     assert!(Tokenizer::from_bytes(&cut).is_err(), "{len} bytes");
@@ -222,7 +223,7 @@ fn gguf_with_changed_bytes_opens_or_is_an_error() {
             let (whole, header) = (gguf.to_bytes(), gguf.header().len());
             // The tokenizer is most of the header: the model's keys come before it, its tensors after it.
             let keys = 2000.min(header);
-            for case in 0..6000 {
+            for case in 0..4000 {
                 let mut bytes = whole.clone();
                 match case % 4 {
                     0 => random.mutate(&mut bytes[header - 700..header]),

@@ -165,7 +165,9 @@ fn other_models_are_refused_by_the_key_that_makes_them_so() {
         );
     }
     // Numbers that no file could be as large as.
-    for (key, value) in [("embedding_length", 1 << 31), ("block_count", u32::MAX), ("vocab_size", u32::MAX)] {
+    for (key, value) in
+        [("block_count", u32::MAX), ("feed_forward_length", 1 << 31), ("vocab_size", u32::MAX)]
+    {
         let found = changed(|gguf| gguf.set(&format!("llama.{key}"), U32, number(value)));
         assert!(matches!(found, CheckpointError::Config { .. }), "{key}: {found}");
     }

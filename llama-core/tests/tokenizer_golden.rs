@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
+#[path = "fixtures/gguf.rs"]
+mod gguf;
 mod golden;
 
 use std::collections::HashMap;
@@ -187,6 +189,23 @@ fn tokenizer_gguf() {
         golden.check("decode_cases", |c| decode_case(&tokenizer, c));
         golden.check("decode_errors", |c| decode_error(&tokenizer, c));
     }
+}
+
+/// The real vocabulary, as a converter would put it into a GGUF file.
+#[test]
+fn tokenizer_gguf_of_llama2() {
+    let Some(golden) = Golden::load("tokenizer_llama2.json") else {
+        return;
+    };
+    let Some(model) = golden.data("tokenizer") else {
+        return;
+    };
+    let mut file = gguf::Gguf::tiny();
+    file.set_tokenizer(&open(model));
+    let tokenizer = Tokenizer::from_bytes(&file.to_bytes()).unwrap();
+    golden.check("cases", |c| case(&tokenizer, c));
+    golden.check("decode_cases", |c| decode_case(&tokenizer, c));
+    golden.check("decode_errors", |c| decode_error(&tokenizer, c));
 }
 
 /// A `tokenizer.json` of a vocabulary, as Hugging Face's converter makes it of a `tokenizer.model`: the merges by score,

@@ -188,7 +188,7 @@ fn fit(x: &[f32; 32]) -> Fit {
     let weighted = || x.iter().zip(weights);
     let sum_w = weights.iter().fold(0.0, |sum: f32, w| sum + w);
     let sum_x = weighted().fold(0.0, |sum: f32, (x, w)| sum + w * x);
-    let round = |inverse: f32| x.map(|x| nearest(inverse * (x - low)).clamp(0, 15) as u8);
+    let round = |inverse: f32, low: f32| x.map(|x| nearest(inverse * (x - low)).clamp(0, 15) as u8);
     let error = |q: &[u8; 32], scale: f32, low: f32| {
         weighted().zip(q).fold(0.0, |sum: f32, ((x, w), &q)| {
             let difference = scale * f32::from(q) + low - x;
@@ -197,10 +197,12 @@ fn fit(x: &[f32; 32]) -> Fit {
     };
 
     let inverse = LARGEST / (high - low);
-    let mut best = Fit { scale: 1.0 / inverse, minimum: -low, q: round(inverse) };
+    let mut best = Fit { scale: 1.0 / inverse, minimum: -low, q: round(inverse, low) };
     let mut least = error(&best.q, best.scale, low);
     for step in 0..=20 {
-        let q = round((-1.0 + 0.1 * step as f32 + LARGEST) / (high - low));
+        // Each grid begins at the lowest value that was best so far.
+        let low = -best.minimum;
+        let q = round((-1.0 + 0.1 * step as f32 + LARGEST) / (high - low), low);
         let (mut sum_q, mut sum_q2, mut sum_xq) = (0.0_f32, 0.0_f32, 0.0_f32);
         for ((x, w), &q) in weighted().zip(&q) {
             let q = f32::from(q);

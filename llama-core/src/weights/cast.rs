@@ -6,9 +6,9 @@
 //! keep their type are still its own bytes.
 
 use std::num::NonZero;
-use std::ops::Range;
+use std::ops::{DerefMut, Range};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llama_backend::quant::{QuantError, dequantize, quantize};
 use llama_backend::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
@@ -76,6 +76,8 @@ pub(crate) struct Cast {
     inner: Arc<dyn WeightSource>,
     rule: Rule,
     threads: usize,
+    /// The embedding's blocks and what became of them, until the output asks for the same.
+    embedding: Mutex<Option<[WeightBytes; 2]>>,
 }
 
 /// A tensor's way from one type to another.
@@ -98,7 +100,12 @@ impl Cast {
             return inner;
         }
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
-        Arc::new(Self { inner, rule, threads })
+        Arc::new(Self { inner, rule, threads, embedding: Mutex::new(None) })
+    }
+
+    fn embedding(&self) -> impl DerefMut<Target = Option<[WeightBytes; 2]>> + '_ {
+        // Nothing is ever half done to it.
+        self.embedding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How a tensor is stored, and its way to what it is to be; `None` where that is the same.
@@ -171,13 +178,24 @@ impl WeightSource for Cast {
         let (_, way) = self.way(name)?;
         let stored = self.inner.bytes(name)?;
         let Some(way) = way else { return Ok(stored) };
+        if name == "output.weight"
+            && let Some([blocks, converted]) = self.embedding().take()
+            && (blocks.as_ptr(), blocks.len()) == (stored.as_ptr(), stored.len())
+        {
+            return Ok(converted);
+        }
         // As many elements as are stored, which is what memory or an address space holds.
         let n_elements = stored.len() / way.from.size() * way.from.block_len();
         let n_bytes = way.to.n_bytes(n_elements);
         let n_bytes = n_bytes.ok_or_else(|| way.misfit(format!("no whole blocks of {}", way.to)))?;
         let mut out = vec![0; n_bytes];
         way.convert(&stored, &mut out, self.threads)?;
-        Ok(out.into())
+        let out = WeightBytes::from(out);
+        // A tied model is in memory once. Blocks come from a file that is mapped, so that keeping them costs nothing.
+        if name == "tok_embeddings.weight" && way.from.is_quantized() {
+            *self.embedding() = Some([stored, out.clone()]);
+        }
+        Ok(out)
     }
 
     fn read_slice(
