@@ -9,6 +9,7 @@
 
 mod k_quants;
 mod quantize;
+mod quantize_q4_k;
 mod simple;
 
 use half::{bf16, f16};
