@@ -231,7 +231,10 @@ fn gguf_with_changed_bytes_opens_or_is_an_error() {
                     2 => random.mutate(&mut bytes[..keys]),
                     _ => random.mutate(&mut bytes[..header]),
                 }
-                if let Err(error) = Tokenizer::from_bytes(&bytes) {
+                // To derive merges takes longer than all the rest: a quarter of the cases will do.
+                if case % 4 == 3
+                    && let Err(error) = Tokenizer::from_bytes(&bytes)
+                {
                     assert!(!error.to_string().is_empty());
                 }
                 opened += usize::from(exercise(checkpoint::from_gguf_bytes(bytes)));

@@ -10,6 +10,7 @@
 mod config;
 mod error;
 mod header;
+mod metadata;
 
 use std::collections::HashMap;
 use std::path::Path;
