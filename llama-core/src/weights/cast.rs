@@ -2,8 +2,8 @@
 //!
 //! One wrapper for three wishes: matrices in the type that the caller asks for, matrices quantised, and whatever an engine does not
 //! take in f32. All go by way of f32 and the scalar conversions of [`llama_backend::quant`], so that a file in Q4_K gives the same
-//! numbers to every engine. What is converted is in memory in its new type, beside nothing: the file stays mapped, and tensors that
-//! keep their type are still its own bytes.
+//! numbers to every engine. What is converted is in memory in its new type; the file stays mapped, its pages the system's to drop, and
+//! tensors that keep their type are still its own bytes.
 
 use std::num::NonZero;
 use std::ops::{DerefMut, Range};
