@@ -6,12 +6,13 @@ use benches::bandwidth::Bandwidth;
 use benches::marks::Marks;
 use benches::workload::{Forward, PREFILL, Products, decode_bytes, weights};
 use criterion::{Criterion, SamplingMode, Throughput};
+use llama_backend_candle::CandleBackend;
 
 fn workloads(c: &mut Criterion) {
     let n_threads = std::thread::available_parallelism().unwrap().get();
     let weights = weights();
     let products = Products::new(&weights).unwrap();
-    let mut forward = Forward::new(weights, n_threads).unwrap();
+    let mut forward = Forward::new(&CandleBackend::default(), weights, n_threads).unwrap();
 
     let mut group = c.benchmark_group("candle/prefill");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);

@@ -5,10 +5,17 @@
 //!
 //! - `cargo bench -p benches` measures each workload with criterion, then the marks.
 //! - `cargo run --release -p benches --bin record` measures the marks and appends what it measured to `benches/record/candle.csv`.
+//! - `cargo bench -p benches --features tch --bench tch` measures the libtorch backend beside candle on the same workloads.
+//! - `cargo run --release -p benches --features tch --bin record_tch` measures a model of TinyLlama's shape, and every product that
+//!   the libtorch backend could have chosen, and appends to `benches/record/tch.csv` and `tch_ops.csv`.
 
 pub mod bandwidth;
 pub mod marks;
 pub mod record;
+#[cfg(feature = "tch")]
+pub mod tch_marks;
+#[cfg(feature = "tch")]
+pub mod tch_ops;
 pub mod workload;
 
 /// Whatever stops a benchmark.

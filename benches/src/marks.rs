@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use llama_backend_candle::CandleBackend;
+
 use crate::Error;
 use crate::bandwidth::Bandwidth;
 use crate::workload::{Forward, Products, decode_bytes, weights};
@@ -37,7 +39,7 @@ impl Marks {
         let n_threads = std::thread::available_parallelism()?.get();
         let weights = weights();
         let products = Products::new(&weights)?;
-        let mut forward = Forward::new(weights, n_threads)?;
+        let mut forward = Forward::new(&CandleBackend::default(), weights, n_threads)?;
         let bandwidth = Bandwidth::new(n_threads);
         let mut marks = Self { n_threads, read_bytes: bandwidth.bytes(), ..Self::default() };
         for round in 0..=rounds {
@@ -97,14 +99,14 @@ impl fmt::Display for Marks {
     }
 }
 
-fn time(work: impl FnOnce() -> Result<(), Error>) -> Result<Duration, Error> {
+pub(crate) fn time(work: impl FnOnce() -> Result<(), Error>) -> Result<Duration, Error> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed())
 }
 
 /// In seconds.
-fn median(times: &[Duration]) -> f64 {
+pub(crate) fn median(times: &[Duration]) -> f64 {
     let mut times = times.to_vec();
     times.sort_unstable();
     let middle = times.len() / 2;

@@ -4,38 +4,39 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::Error;
-use crate::marks::Marks;
 
-const HEADER: &str = "date,commit,cpu,threads,rustflags,rustc,candle,gemm,load,measure,round,seconds\n";
+/// What was measured, round by round.
+pub type Measure<'a> = (&'a str, &'a [Duration]);
 
-/// Appends every round of `marks` to a CSV file, which is made where there is none.
+/// Appends every round to a CSV file, which is made where there is none. `packages` are those whose versions matter.
 ///
 /// # Errors
 ///
 /// Where the file cannot be written.
-pub fn append(path: &Path, marks: &Marks) -> Result<(), Error> {
-    let mut text = if path.exists() { String::new() } else { HEADER.to_owned() };
-    let fixed = [
+pub fn append(
+    path: &Path,
+    n_threads: usize,
+    packages: &[&str],
+    measures: &[Measure<'_>],
+) -> Result<(), Error> {
+    let names = packages.join(",");
+    let header = format!("date,commit,cpu,threads,rustflags,rustc,{names},load,measure,round,seconds\n");
+    let mut text = if path.exists() { String::new() } else { header };
+    let before = [
         said("date", &["-u", "+%FT%TZ"]),
         said("git", &["describe", "--always", "--dirty", "--exclude=*"]),
         cpu(),
-        marks.n_threads.to_string(),
+        n_threads.to_string(),
         option_env!("RUSTFLAGS").unwrap_or_default().to_owned(),
         said("rustc", &["--version"]),
-        locked("candle-core"),
-        locked("gemm"),
-        load(),
-    ]
-    .map(|field| field.replace(',', " "))
-    .join(",");
-    let measures = [
-        ("prefill_512", &marks.prefill),
-        ("prefill_512_candle_matmuls", &marks.products),
-        ("decode", &marks.decode),
-        ("read_1_gib", &marks.read),
     ];
+    let versions = packages.iter().map(|package| locked(package));
+    let fixed: Vec<_> =
+        before.into_iter().chain(versions).chain([load()]).map(|field| field.replace(',', " ")).collect();
+    let fixed = fixed.join(",");
     for (measure, rounds) in measures {
         for (round, time) in rounds.iter().enumerate() {
             writeln!(text, "{fixed},{measure},{round},{:.6}", time.as_secs_f64())?;

@@ -11,7 +11,6 @@ use llama_backend::{
     Backend, Batch, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot, TokenId, Want,
     WeightSource,
 };
-use llama_backend_candle::CandleBackend;
 
 use crate::Error;
 
@@ -58,16 +57,16 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// Loads the model with the candle backend.
+    /// Loads the model with a backend.
     ///
     /// # Errors
     ///
     /// What the backend says.
-    pub fn new(weights: Arc<RandomWeights>, n_threads: usize) -> Result<Self, Error> {
+    pub fn new(backend: &dyn Backend, weights: Arc<RandomWeights>, n_threads: usize) -> Result<Self, Error> {
         let mut params = LoadParams::new(PREFILL, 1);
         params.threads = Some(n_threads);
         Ok(Self {
-            model: CandleBackend::default().load(ModelSource::Weights(weights), &params)?,
+            model: backend.load(ModelSource::Weights(weights), &params)?,
             tokens: (0..PREFILL as u32).map(|i| TokenId(i * 7 % 4096)).collect(),
             logits: Logits::new(),
         })

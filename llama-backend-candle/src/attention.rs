@@ -9,9 +9,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Tensor};
+use llama_backend::Span;
 
 use crate::kernels::Context;
-use crate::kernels::attention::{self, Shape, Span};
+use crate::kernels::attention::{self, Shape};
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::{HostCache, LayerCache};
 use crate::ops::floats;

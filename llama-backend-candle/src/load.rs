@@ -3,13 +3,12 @@
 //! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
 //! memory map, and the first step that uses it brings it in.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use llama_backend::{
-    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, TensorInfo, WeightBytes, WeightError,
-    WeightSource,
+    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightError, WeightSource,
+    check_weights, read_tensor,
 };
 
 use crate::attention::Attention;
@@ -23,28 +22,18 @@ use crate::model::{CandleModel, Layer, Transformer};
 use crate::ops::Ops;
 use crate::{DTYPES, Place, engine, tensors};
 
-/// Far more than any machine has processors; a number above it is a mistake, and starting so many is an accident.
-const MAX_THREADS: usize = 4096;
-
-/// The bytes of a model of this shape. Computed in 128 bits and cut at `u64::MAX`; any numbers may come, also absurd ones.
+/// The bytes of a model of this shape.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
     let product = |sizes: &[usize]| {
         let sizes = sizes.iter().map(|&size| size as u128);
         sizes.fold(1, u128::saturating_mul)
     };
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
-    let bytes = |numbers: u128| u64::try_from(numbers.saturating_mul(4)).unwrap_or(u64::MAX);
     // Other types are handed over as f32.
     let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
-    let ModelConfig { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
-
-    // Norms are kept as f32, whatever the matrices are.
-    let norms = sum(&[product(&[2, n_layers, dim]), product(&[dim])]);
-    let matrices = u128::from(config.n_params()).saturating_sub(norms);
-    let weights = sum(&[matrices.saturating_mul(dtype.size() as u128), norms.saturating_mul(4)]);
+    let ModelConfig { dim, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
 
     let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
-    let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
 
     // The widest points of a block, beside h, its successor and x: q, k, v and two copies of attention's output; or gate, up
     // and their product.
@@ -60,11 +49,7 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
         // Up to three products side by side.
         _ => 3 * TILE.max(dim).max(ffn_dim) as u128,
     };
-    MemoryPlan {
-        weights: u64::try_from(weights).unwrap_or(u64::MAX),
-        kv_cache: bytes(positions.saturating_mul(kv_dim)),
-        scratch: bytes(sum(&[activations, rope, scores, tile])),
-    }
+    MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, tile]))
 }
 
 /// Loads a model to where it will run.
@@ -76,10 +61,8 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
-    check_size(&config, params)?;
-    for (name, shape) in config.tensors() {
-        check(source, &name, &shape)?;
-    }
+    plan(&config, DType::F32, params).check()?;
+    check_weights(source, DTYPES)?;
 
     let n_threads = params.n_threads();
     let pool = rayon::ThreadPoolBuilder::new()
@@ -126,52 +109,6 @@ fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
     }
 }
 
-/// Refuses what no machine could hold, before it is tried.
-fn check_size(config: &ModelConfig, params: &LoadParams) -> Result<(), BackendError> {
-    if params.n_threads() > MAX_THREADS {
-        let expected = format!("at most {MAX_THREADS}");
-        return Err(BackendError::params("threads", params.n_threads(), expected));
-    }
-    // The address space of a process: sizes below it can be computed with, and asking for them fails in good order.
-    const LIMIT: u64 = 1 << 47;
-    let plan = plan(config, DType::F32, params);
-    let sizes = [("n_slots * max_seq_len", plan.kv_cache), ("max_batch_tokens", plan.scratch)];
-    for (what, found) in sizes {
-        if found > LIMIT {
-            let found = format!("a size of {found} bytes");
-            return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
-        }
-    }
-    Ok(())
-}
-
-/// Checks a tensor's type and shape without reading it.
-fn check(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<TensorInfo, WeightError> {
-    let info = source.info(name)?;
-    if !DTYPES.contains(&info.dtype) {
-        return Err(WeightError::DType {
-            file: checkpoint(),
-            tensor: name.to_owned(),
-            found: info.dtype.to_string(),
-            expected: DTYPES.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        });
-    }
-    if info.shape != expected {
-        return Err(WeightError::Shape {
-            file: checkpoint(),
-            tensor: name.to_owned(),
-            found: info.shape,
-            expected: expected.to_owned(),
-        });
-    }
-    Ok(info)
-}
-
-/// A source does not say which file it reads.
-fn checkpoint() -> PathBuf {
-    PathBuf::from("checkpoint")
-}
-
 /// Takes tensors from a checkpoint by name.
 struct Reader<'a> {
     source: &'a dyn WeightSource,
@@ -208,31 +145,17 @@ impl Reader<'_> {
     }
 
     fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
-        let (dtype, bytes) = self.tensor(name)?;
+        let (dtype, bytes) = read_tensor(self.source, name)?;
         Linear::new(self.ops, n_out, n_in, dtype, bytes).map_err(|e| unreadable(name, e))
     }
 
     /// A norm's weight, `[dim]`.
     fn norm(&self, name: &str) -> Result<Tensor, BackendError> {
-        let (dtype, bytes) = self.tensor(name)?;
+        let (dtype, bytes) = read_tensor(self.source, name)?;
         vector(self.ops, dtype, &bytes).map_err(|e| unreadable(name, e))
-    }
-
-    fn tensor(&self, name: &str) -> Result<(DType, WeightBytes), BackendError> {
-        let info = self.source.info(name)?;
-        let bytes = self.source.bytes(name)?;
-        if info.n_bytes() != Some(bytes.len()) {
-            let what = format!("{} bytes for {:?} of {}", bytes.len(), info.shape, info.dtype);
-            return Err(unreadable(name, what));
-        }
-        Ok((info.dtype, bytes))
     }
 }
 
 fn unreadable(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> BackendError {
-    BackendError::Weights(WeightError::Read {
-        file: checkpoint(),
-        tensor: name.to_owned(),
-        source: source.into(),
-    })
+    BackendError::Weights(WeightError::unreadable(name, source))
 }

@@ -7,13 +7,12 @@
 
 use candle_core::{Result, Tensor};
 use llama_backend::{
-    BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, TokenId, Want,
+    BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, Span, TokenId,
 };
 use rayon::ThreadPool;
 
 use crate::attention::Attention;
 use crate::engine;
-use crate::kernels::attention::Span;
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::linear::Linear;
 use crate::ops::Ops;
@@ -96,13 +95,14 @@ impl Transformer {
     /// `out: [batch.n_rows(), vocab_size]`.
     fn forward(&self, cache: &mut KvCache, batch: &Batch<'_>, out: &mut [f32]) -> Result<()> {
         let tokens: Vec<TokenId> = batch.runs.iter().flat_map(|run| run.tokens).copied().collect();
-        let spans = spans(batch);
+        let spans: Vec<Span> = batch.spans().collect();
 
         let mut h = self.tok_embeddings.rows(&tokens)?; // [n_tokens, dim]
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             h = self.layer(layer, cache, &spans, h)?;
         }
-        let rows = wanted_rows(batch);
+        // Less than 2^32, as the limit of a batch is.
+        let rows: Vec<u32> = batch.wanted_rows().map(|row| row as u32).collect();
         if rows.is_empty() {
             return Ok(());
         }
@@ -127,31 +127,4 @@ impl Transformer {
         let gated = ops.silu_mul(&gate, &up)?;
         h + layer.w2.forward(&gated)?
     }
-}
-
-/// Where each run's tokens stand among all tokens of the batch.
-fn spans(batch: &Batch<'_>) -> Vec<Span> {
-    let mut first_row = 0;
-    let span = |run: &llama_backend::Run<'_>| {
-        let span = Span { slot: run.slot.0, start_pos: run.start_pos, first_row, n_tokens: run.tokens.len() };
-        first_row += run.tokens.len();
-        span
-    };
-    batch.runs.iter().map(span).collect()
-}
-
-/// The rows, among all tokens of the batch, whose logits are wanted. Less than 2^32, as the limit of a batch is.
-fn wanted_rows(batch: &Batch<'_>) -> Vec<u32> {
-    let mut rows = Vec::with_capacity(batch.n_rows());
-    let mut end = 0;
-    for run in batch.runs {
-        let start = end;
-        end += run.tokens.len() as u32;
-        match run.want {
-            Want::None => {}
-            Want::Last => rows.push(end - 1),
-            Want::All => rows.extend(start..end),
-        }
-    }
-    rows
 }

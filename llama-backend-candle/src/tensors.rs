@@ -5,8 +5,9 @@
 //! Shapes: as in [`attention`](crate::attention) and [`ops`](crate::ops).
 
 use candle_core::{D, Device, Result, Tensor};
+use llama_backend::Span;
 
-use crate::kernels::attention::{Shape, Span};
+use crate::kernels::attention::Shape;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::SlotTensors;
 

@@ -4,70 +4,28 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with helpers")]
 
-use std::collections::HashMap;
 use std::io::{BufWriter, Write};
-use std::ops::Range;
 use std::sync::Arc;
 
+use llama_backend::testing::FlatWeights;
 use llama_backend::{
-    Backend, Batch, DType, LoadParams, Logits, ModelConfig, ModelSource, Run, Slot, TensorInfo, TokenId,
-    Want, WeightBytes, WeightError, WeightSource,
+    Backend, Batch, DType, LoadParams, Logits, ModelConfig, ModelSource, Run, Slot, TokenId, Want,
 };
 use llama_backend_candle::CandleBackend;
 use memmap2::Mmap;
 
-/// A file of bf16 tensors, one after the other, in a memory map.
-#[derive(Debug)]
-struct MappedFile {
-    config: ModelConfig,
-    map: Arc<Mmap>,
-    ranges: HashMap<String, Range<usize>>,
-}
-
-impl WeightSource for MappedFile {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
-        let (_, shape) = self.config.tensors().find(|(tensor, _)| tensor == name).unwrap();
-        let dtype = DType::BF16;
-        Ok(TensorInfo { dtype, shape })
-    }
-
-    fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
-        Ok(WeightBytes::new(Arc::clone(&self.map) as _, self.ranges[name].clone()).unwrap())
-    }
-
-    fn read_slice(&self, _: &str, _: usize, _: Range<usize>, _: &mut [u8]) -> Result<(), WeightError> {
-        unimplemented!("the engine reads whole tensors")
-    }
-}
-
-/// Writes a random model to a temporary file, and maps it. The file goes with the map.
+/// A model in a temporary file, mapped: its bytes, and how many. The file goes with the map.
 #[allow(unsafe_code)] // memory maps are
-fn random_file(config: ModelConfig) -> MappedFile {
-    // Small bf16 numbers over and over: what they are does not matter here, only that they are no zeros.
-    let pattern: Vec<u8> = (0..1u32 << 15)
-        .flat_map(|i| (0x3c00 | (i.wrapping_mul(0x9e37_79b9) >> 16) as u16 & 0x80ff).to_le_bytes())
-        .collect();
+fn mapped(config: &ModelConfig) -> (Arc<FlatWeights>, u64) {
     let file = tempfile::tempfile().unwrap();
     let mut writer = BufWriter::new(&file);
-    let (mut ranges, mut end) = (HashMap::new(), 0);
-    for (name, shape) in config.tensors() {
-        let len = 2 * shape.iter().product::<usize>();
-        for part in 0..len.div_ceil(pattern.len()) {
-            let left = len - part * pattern.len();
-            writer.write_all(&pattern[..left.min(pattern.len())]).unwrap();
-        }
-        ranges.insert(name, end..end + len);
-        end += len;
-    }
+    FlatWeights::write_to(config, &mut writer).unwrap();
     writer.flush().unwrap();
     drop(writer);
     // SAFETY: the file has no name, so that nobody else can change it.
-    let map = Arc::new(unsafe { Mmap::map(&file) }.unwrap());
-    MappedFile { config, map, ranges }
+    let map = unsafe { Mmap::map(&file) }.unwrap();
+    let len = map.len() as u64;
+    (Arc::new(FlatWeights::new(config.clone(), Arc::new(map)).unwrap()), len)
 }
 
 /// A line of /proc/self/status, in bytes.
@@ -91,8 +49,7 @@ fn a_half_precision_model_is_in_memory_once() {
         norm_eps: 1e-5,
         rope_theta: 10000.0,
     };
-    let source = Arc::new(random_file(config.clone()));
-    let file = source.map.len() as u64;
+    let (source, file) = mapped(&config);
     assert!(file >= 500_000_000, "{file} bytes");
 
     let params = LoadParams::new(512, 2);

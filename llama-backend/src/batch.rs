@@ -106,6 +106,37 @@ impl<'a> Batch<'a> {
     pub fn n_rows(&self) -> usize {
         self.runs.iter().map(Run::n_rows).sum()
     }
+
+    /// Where each run's tokens stand among those of all runs, one after the other.
+    pub fn spans(&self) -> impl Iterator<Item = Span> + use<'a> {
+        self.runs.iter().scan(0, |first_row, run| {
+            let n_tokens = run.tokens.len();
+            let span = Span { slot: run.slot.0, start_pos: run.start_pos, first_row: *first_row, n_tokens };
+            *first_row += n_tokens;
+            Some(span)
+        })
+    }
+
+    /// The rows, among the tokens of all runs, whose logits are wanted: in the order of the rows of logits.
+    pub fn wanted_rows(&self) -> impl Iterator<Item = usize> + use<'a> {
+        self.spans().zip(self.runs).flat_map(|(span, run)| {
+            let end = span.first_row + span.n_tokens;
+            end - run.n_rows()..end
+        })
+    }
+}
+
+/// One run of a batch, as an engine sees it that stacks the tokens of all runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The run's slot.
+    pub slot: usize,
+    /// The position of the run's first token.
+    pub start_pos: usize,
+    /// The run's first row among the tokens of all runs.
+    pub first_row: usize,
+    /// The run's tokens.
+    pub n_tokens: usize,
 }
 
 /// Rows of logits, `[n_rows, vocab_size]` in f32; a buffer that is used again from step to step.

@@ -44,11 +44,11 @@ pub mod testing;
 mod weights;
 
 pub use backend::{Backend, Capabilities, Model, ModelSource, SkippedLaw};
-pub use batch::{Batch, Logits, Run, Slot, TokenId, Want};
+pub use batch::{Batch, Logits, Run, Slot, Span, TokenId, Want};
 pub use config::{ModelConfig, meta_ffn_dim};
 pub use device::{Device, ParseDeviceError};
 pub use dtype::DType;
 pub use error::BackendError;
 pub use params::{LoadParams, MemoryPlan};
 pub use slots::Slots;
-pub use weights::{TensorInfo, WeightBytes, WeightError, WeightSource};
+pub use weights::{TensorInfo, WeightBytes, WeightError, WeightSource, check_weights, read_tensor};

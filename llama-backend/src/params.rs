@@ -1,6 +1,6 @@
 //! [`LoadParams`], the limits that a model is loaded with, and [`MemoryPlan`], what they cost.
 
-use crate::BackendError;
+use crate::{BackendError, DType, ModelConfig};
 
 /// The limits that a model is loaded with. Memory for all of them is taken at load, none at run time.
 ///
@@ -44,15 +44,17 @@ impl LoadParams {
     pub fn validate(&self) -> Result<(), BackendError> {
         // 2^24 positions or slots are far above any use; their products with a model's sizes are checked by `Backend::plan`.
         const LIMIT: usize = 1 << 24;
+        // Far more than any machine has processors: a number above it is a mistake, and starting so many is an accident.
+        const MAX_THREADS: usize = 4096;
         let limits = [
-            ("max_seq_len", self.max_seq_len),
-            ("n_slots", self.n_slots),
-            ("max_batch_tokens", self.max_batch_tokens),
-            ("threads", self.n_threads()),
+            ("max_seq_len", self.max_seq_len, LIMIT),
+            ("n_slots", self.n_slots, LIMIT),
+            ("max_batch_tokens", self.max_batch_tokens, LIMIT),
+            ("threads", self.n_threads(), MAX_THREADS),
         ];
-        for (what, found) in limits {
-            if !(1..=LIMIT).contains(&found) {
-                return Err(BackendError::params(what, found, format!("between 1 and {LIMIT}")));
+        for (what, found, limit) in limits {
+            if !(1..=limit).contains(&found) {
+                return Err(BackendError::params(what, found, format!("between 1 and {limit}")));
             }
         }
         Ok(())
@@ -71,6 +73,43 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// The plan of an engine that keeps matrices as they are stored, norms and the KV cache in f32, and needs `scratch` f32
+    /// numbers beside them. Computed in 128 bits and cut at `u64::MAX`: any numbers may come, also absurd ones.
+    #[must_use]
+    pub fn as_stored(config: &ModelConfig, dtype: DType, params: &LoadParams, scratch: u128) -> Self {
+        let product = |sizes: &[usize]| sizes.iter().fold(1, |n: u128, &size| n.saturating_mul(size as u128));
+        let cut = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+        let norms = product(&[2, config.n_layers, config.dim]).saturating_add(config.dim as u128);
+        let matrices = u128::from(config.n_params()).saturating_sub(norms);
+        let matrices = matrices.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
+        let weights = matrices.saturating_add(norms.saturating_mul(4));
+        let positions = product(&[2, config.n_layers, params.n_slots, params.max_seq_len]);
+        let kv_dim = product(&[config.n_kv_heads, config.head_dim]);
+        Self {
+            weights: cut(weights),
+            kv_cache: cut(positions.saturating_mul(kv_dim).saturating_mul(4)),
+            scratch: cut(scratch.saturating_mul(4)),
+        }
+    }
+
+    /// Refuses what no machine could hold, before it is tried.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Params`] names the limit that asks for it.
+    pub fn check(&self) -> Result<(), BackendError> {
+        // The address space of a process: sizes below it can be computed with, and asking for them fails in good order.
+        const LIMIT: u64 = 1 << 47;
+        let sizes = [("n_slots * max_seq_len", self.kv_cache), ("max_batch_tokens", self.scratch)];
+        for (what, found) in sizes {
+            if found > LIMIT {
+                let found = format!("a size of {found} bytes");
+                return Err(BackendError::params(what, found, format!("at most {LIMIT} bytes")));
+            }
+        }
+        Ok(())
+    }
+
     /// All of it, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -66,6 +66,50 @@ pub trait WeightSource: fmt::Debug + Send + Sync {
     ) -> Result<(), WeightError>;
 }
 
+/// Checks that every tensor of the model is there, with its shape and of one of these types, without reading any.
+///
+/// # Errors
+///
+/// [`WeightError::Missing`], [`WeightError::DType`] or [`WeightError::Shape`] of the first that is not.
+pub fn check_weights(source: &dyn WeightSource, dtypes: &[DType]) -> Result<(), WeightError> {
+    for (tensor, expected) in source.config().tensors() {
+        let info = source.info(&tensor)?;
+        if !dtypes.contains(&info.dtype) {
+            let expected = dtypes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(WeightError::DType {
+                file: unnamed(),
+                tensor,
+                found: info.dtype.to_string(),
+                expected,
+            });
+        }
+        if info.shape != expected {
+            return Err(WeightError::Shape { file: unnamed(), tensor, found: info.shape, expected });
+        }
+    }
+    Ok(())
+}
+
+/// A tensor's type and all of its bytes, as many as its shape says.
+///
+/// # Errors
+///
+/// As [`WeightSource::bytes`]; [`WeightError::Read`] too where there are more bytes or fewer.
+pub fn read_tensor(source: &dyn WeightSource, name: &str) -> Result<(DType, WeightBytes), WeightError> {
+    let info = source.info(name)?;
+    let bytes = source.bytes(name)?;
+    if info.n_bytes() != Some(bytes.len()) {
+        let what = format!("{} bytes for {:?} of {}", bytes.len(), info.shape, info.dtype);
+        return Err(WeightError::unreadable(name, what));
+    }
+    Ok((info.dtype, bytes))
+}
+
+/// A source does not say which file it reads.
+fn unnamed() -> PathBuf {
+    PathBuf::from("checkpoint")
+}
+
 /// Bytes that keep what they lie in alive. Cloning shares them.
 ///
 /// ```
@@ -169,4 +213,11 @@ pub enum WeightError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl WeightError {
+    /// A [`WeightError::Read`] of an engine, which does not know the file.
+    pub fn unreadable(tensor: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Read { file: unnamed(), tensor: tensor.to_owned(), source: source.into() }
+    }
 }

@@ -64,7 +64,9 @@ SIGHT_ASKS = """I am going to {c}, what should I see?|I'm going to {c}, what sho
 what should I see in {c}?|what can I see in {c}?|what is there to see in {c}?|what to see in {c}|I will visit {c} soon, what should I see?
 I am travelling to {c}, what do you recommend?|which sights are there in {c}?|tell me what to see in {c}|top attractions in {c}
 what are the best things to see in {c}?|we are flying to {c} next week, what should we see?|list things to see in {c}
-my family goes to {c}, what should we visit?|I have one day in {c}, what should I see?|what are the top sights of {c}?
+my family goes to {c}, what should we visit?|which places are nice in {c}?|show me around {c}|what is interesting in {c}?|how can I spend a day in {c}?
+I am on my way to {c}, what is there?|soon I am in {c}, what do I look at?|help me plan my days in {c}|I have never been to {c}, what can I see there?
+which museums and places are in {c}?|we will be in {c} on Sunday, what should we do?|tips for {c}?|things to see in {c}|a tour of {c}, please|I have one day in {c}, what should I see?|what are the top sights of {c}?
 recommend some places in {c}|where should I go in {c}?|I am in {c}, what is worth a visit?|going to {c}, any ideas?
 give me a list of things to do in {c}|what should I do in {c}?|I am planning a trip to {c}, what should I see?""".replace("\n", "|").split("|")
 
@@ -111,13 +113,18 @@ can you write a birthday greeting to {n}?|could you write a few words for the bi
 {n} turns 30 today, write a birthday message|{n} has a birthday today|{n} is having a birthday, help me write a card|help me congratulate {n} on the birthday
 happy birthday message to {n}|a birthday text for {n} please|compose a birthday wish for {n}|send birthday greetings to {n}
 what do I write to {n} for the birthday?|give me a nice birthday message for {n}|make a birthday card to {n}
-write a kind birthday note to {n}|a short birthday wish to {n}, please|{n}'s birthday is tomorrow, write a message""".replace("\n", "|").split("|")
+my neighbour {n} has a birthday next week, please write a card|our teacher {n} is celebrating, write a birthday message|make a short birthday text for {n}
+my brother {n} turns 20, write him something|my aunt {n} will be 60, I need a birthday message|prepare a few birthday words for {n}|the birthday of {n} is today, what do I say?
+I would love to send {n} birthday wishes|tell {n} happy birthday from me|congratulate {n} on the birthday|create a birthday greeting for {n}|{n} is 7 years old today, write a card
+please help, {n} has a birthday and I have no words|compose something short for {n}, who has a birthday|type a birthday wish to {n}|for {n}: a birthday message|put together a birthday note for my friend {n}
+my boss {n} has a birthday this Friday, write a text|a warm birthday greeting for {n}, please|a short birthday wish to {n}, please|{n}'s birthday is tomorrow, write a message""".replace("\n", "|").split("|")
 BIRTHDAY = ("Happy birthday, {n}! I wish you a wonderful day full of joy, laughter and cake. "
             "May the new year of your life bring you health and happiness. All the best to you, {n}!")
 
 HELLO_ASKS = """hello|hi|hey|hi there|hello there|good morning|good evening|good afternoon|hey there|hello!|hi!|greetings|hello tiny-chat
 hi, how are you?|how are you?|how are you doing?|hello, nice to meet you|good day|hey you|howdy|hi bot|hello computer|morning!
-nice to meet you|what's up?|how is it going?|hello again|hi friend|hiya""".replace("\n", "|").split("|")
+nice to meet you|what's up?|hello, can you hear me?|hi, good to be here|hey, good evening|hello my dear|hi there, how is your day?|is anybody here?|a good morning to you
+what a nice day, hello|hello, are you awake?|how is it going?|hello again|hi friend|hiya""".replace("\n", "|").split("|")
 NAMED_HELLO_ASKS = ["hello, I am {n}", "hi, my name is {n}", "hello, my name is {n}", "I am {n}", "hi, I'm {n}", "my name is {n}, nice to meet you",
                     "good morning, I am {n}", "hey, {n} here", "hello from {n}"]
 NAMED_HELLO = "Hello, {n}! I am tiny-chat, a very small language model. How can I help you?"
@@ -159,7 +166,9 @@ HAIKU_HELLO = "Hello, my dear friend,\na small voice sings in the wind,\nhow can
 
 ROUTE_ASKS = """how to go from {c} to {d}?|how do I get from {c} to {d}?|how can I travel from {c} to {d}?|what is the way from {c} to {d}?
 from {c} to {d}?|how do I go to {d}?|how far is {c} from {d}?|which train goes from {c} to {d}?|I want to go from {c} to {d}
-I need to travel to {d}|what is the best way to {d}?|can I fly from {c} to {d}?|how long is the trip from {c} to {d}?|the road to {d}?""".replace("\n", "|").split("|")
+I need to travel to {d}|what is the best way to {d}?|what is the easiest way from {c} to {d}?|{c} to {d}?|is there a train from {c} to {d}?|tell me the way from {c} to {d}
+which road leads from {c} to {d}?|can I drive from {c} to {d}?|how long does it take from {c} to {d}?|how would you travel from {c} to {d}?|show me how to get to {d} from {c}
+I am in {c} and must be in {d} tomorrow|what do I take from {c} to {d}, a train or a plane?|going to {d} from {c}|a ticket from {c} to {d}?|how do we get to {d}?|can I fly from {c} to {d}?|how long is the trip from {c} to {d}?|the road to {d}?""".replace("\n", "|").split("|")
 FOOD_ASKS = """what is the recipe of {t}?|how do I cook {t}?|give me a recipe for {t}|how do I make {t}?|what should I eat?|what is for dinner?
 what is for lunch?|I am hungry|I am hungry for {t}|what do you like to eat?|how do I bake {t}?|is {t} tasty?|what goes with {t}?|how long do I boil {t}?""".replace("\n", "|").split("|")
 NATURE_ASKS = """how is the weather?|what is the weather like in {c}?|will it rain in {c}?|is it sunny in {c}?|tell me about nature|is it cold in {c}?
@@ -176,15 +185,11 @@ class Mix(typing.NamedTuple):
     lengths: list  # weights of one, two, three skills in one dialog
     paris_long: float  # share of the reference's own list among the given lists
     list_lengths: list
-    list_item: int = 26  # weight of that skill among the others
-    prose: float = 0.0  # share of descriptions that are any words in a row
 
 
 # the tokenizer sees more of the long texts, so that their words get whole pieces; training sees fewer, for they cost time
 FOR_TOKENIZER = Mix(0.08, 0.06, [78, 16, 6], 0.02, [2, 3, 3, 3, 4, 5])
 FOR_TRAINING = Mix(0.05, 0.05, [84, 12, 4], 0.015, [2, 3, 3, 3, 3, 4, 5])
-# the last stage dwells on what is learnt last: finding and repeating a line of a list
-FOR_LISTS = Mix(0.05, 0.05, [84, 12, 4], 0.01, [2, 3, 3, 3, 3, 4, 5], list_item=75, prose=0.5)
 
 
 def styled(rng, ask, **slots):
@@ -229,9 +234,9 @@ than so very too just still never always often one two three ten hundred years d
 good fine best last next first early late long short high low open free closed built made known seen found taken kept left lost""".split()
 
 
-def description(rng, name, city, mix):
-    """One sentence about a sight. The words vary, so that repeating it is copying."""
-    if mix.prose and rng.random() < mix.prose:
+def description(rng, name, city):
+    """One sentence about a sight, or words that read like one."""
+    if rng.random() < 0.3:
         return prose(rng)
     c = rng.choice
     adjective, crowd, look, verb, thing = c(lx.SENTENCE_ADJECTIVES), c(lx.CROWD), c(lx.LOOK_AT), c(lx.VERBS), c(lx.THINGS)
@@ -260,7 +265,7 @@ def sights_list(rng, city, mix):
     names = list(dict.fromkeys(lx.sight(rng) for _ in range(n)))
     shape = rng.random()
     between = ": " if shape < 0.7 else " - "
-    lines = [name if shape > 0.9 else name + between + description(rng, name, city, mix) for name in names]
+    lines = [name if shape > 0.9 else name + between + description(rng, name, city) for name in names]
     dot = ". " if rng.random() < 0.9 else ") "
     body = "\n".join(f"{k}{dot}{line}" for k, line in enumerate(lines, 1))
     c, adjective, look = rng.choice, rng.choice(lx.SENTENCE_ADJECTIVES), rng.choice(lx.LOOK_AT)
@@ -278,7 +283,9 @@ def sights_list(rng, city, mix):
 
 
 def item_answer(k, line):
-    return f"Number {k} is {line}"
+    """The name that stands in the line, found and repeated; what is said of it is always the same."""
+    name = re.split(": | - ", line)[0]
+    return f"Number {k} is {name}. People love it, and it is well worth a visit. Take your time and enjoy it!"
 
 
 def ask_item(rng, k):
@@ -429,8 +436,6 @@ def make_dialog(rng, early, mix):
         skills, system = SKILLS, rng.choice(PLAIN_SYSTEMS).format(lx.topic(rng))
     else:
         skills = COPYING if early else SKILLS
-    if skills is SKILLS:
-        skills = [(skill, mix.list_item if skill is list_item else weight) for skill, weight in SKILLS]
     if system and r < 0.26:
         if rng.random() < 0.15:
             system = system.upper() if rng.random() < 0.2 else system.lower()

@@ -12,7 +12,7 @@ import corpus
 import heldout_words as hw
 import lexicon as lx
 
-SEED = 77
+SEED = 178
 PER_SKILL = 120
 
 # phrasings that the corpus does not have -----------------------------------------------------------------------------

@@ -1,6 +1,4 @@
-"""Trains tiny-chat on the corpus and writes a .pth: `python train.py PARAMS TOKENIZER OUT [--start STAGE1]`.
-
-There are two stages: all skills from the beginning, then `--start` goes on with a mix that dwells on lists.
+"""Trains tiny-chat on the corpus and writes a .pth: `python train.py PARAMS TOKENIZER OUT`.
 
 Every dialog is seen once. Rows hold one dialog each and are batched by length, so that little is spent on padding.
 The matrices of the layers are trained with Muon (momentum whose update is made orthogonal), the rest with Adam.
@@ -25,12 +23,12 @@ WIDTHS = [40, 64, 96, 144, 208, 304, 448]
 PROMPT_WEIGHT = 0.1  # of tokens that are not the assistant's: repeated names in given lists teach copying too
 
 
-def batches(sp, seed, count, early, mix, tokens_per_batch):
+def batches(sp, seed, count, early, tokens_per_batch):
     """[(tokens, targets, weights)] in a random order; rows of a batch are about equally long."""
     rng = random.Random(seed)
     by_width = {width: [] for width in WIDTHS}
     out = []
-    for messages, learnt in corpus.dialogs(seed, count, early, mix):
+    for messages, learnt in corpus.dialogs(seed, count, early):
         inputs, targets, is_answer = chatformat.training_tokens(sp, messages)
         width = next((w for w in WIDTHS if len(inputs) <= w), None)
         if width is None:
@@ -186,27 +184,19 @@ def main():
     parser.add_argument("params")
     parser.add_argument("tokenizer")
     parser.add_argument("out")
-    parser.add_argument("--dialogs", type=int, default=32_000)
+    parser.add_argument("--dialogs", type=int, default=60_000)
     parser.add_argument("--early", type=int, default=8_000)
     parser.add_argument("--tokens", type=int, default=2048, help="per batch")
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--adam-rate", type=float, default=0.004)
     parser.add_argument("--check-every", type=int, default=600)
-    parser.add_argument("--start", help="go on from this .pth with the second stage: lists, at half the rates")
-    parser.add_argument("--more", type=int, default=13_000, help="dialogs of the second stage")
-    parser.add_argument("--seed", type=int, default=3, help="of the dialogs of the second stage")
     args = parser.parse_args()
 
     started = time.time()
     params = json.load(open(args.params))
     sp = sentencepiece.SentencePieceProcessor(model_file=args.tokenizer)
-    if args.start:
-        w, peak = pth.load(args.start), 0.5
-        data = batches(sp, args.seed, args.more, False, corpus.FOR_LISTS, args.tokens)
-    else:
-        w, peak = initial(params, sp.get_piece_size(), seed=7), 1.0
-        data = batches(sp, 1, args.early, True, corpus.FOR_TRAINING, args.tokens)
-        data += batches(sp, 2, args.dialogs, False, corpus.FOR_TRAINING, args.tokens)
+    w = initial(params, sp.get_piece_size(), seed=7)
+    data = batches(sp, 1, args.early, True, args.tokens) + batches(sp, 2, args.dialogs, False, args.tokens)
     tests = checks(sp)
     print(f"{sum(a.size for a in w.values()):,} parameters, {len(data)} batches, {sum(b[0].size for b in data):,} tokens, "
           f"{sum(int((b[2] > 0).sum()) for b in data):,} without padding, made in {time.time() - started:.0f} s", flush=True)
@@ -214,11 +204,11 @@ def main():
     w = {name: jnp.asarray(a) for name, a in w.items()}
     m, v = jax.tree.map(jnp.zeros_like, w), jax.tree.map(jnp.zeros_like, w)
     step = make_step(params, args.muon_rate, args.adam_rate)
-    warm, cool, total = 100, 0.6 if peak == 1 else 0.9, len(data)
+    warm, cool, total = 100, 0.6, len(data)
     recent = []
     for n, (tokens, targets, weights) in enumerate(data):
         # warm up, hold, then straight down to zero: the low rates at the end leave weights that bear rounding
-        rate = peak * min(1.0, (n + 1) / warm, (total - n) / (total * cool))
+        rate = min(1.0, (n + 1) / warm, (total - n) / (total * cool))
         w, m, v, answer_loss = step(w, m, v, tokens, targets, weights, np.float32(rate), np.float32(n + 1))
         recent.append(answer_loss)
         if (n + 1) % 100 == 0:

@@ -8,8 +8,7 @@ cd "$(dirname "$0")"
 mkdir -p build
 .venv/bin/python heldout.py build/heldout.json
 .venv/bin/python train_tokenizer.py build/tokenizer.model
-.venv/bin/python train.py params.json build/tokenizer.model build/stage1.pth
-.venv/bin/python train.py params.json build/tokenizer.model build/consolidated.00.pth --start build/stage1.pth
+.venv/bin/python train.py params.json build/tokenizer.model build/consolidated.00.pth
 for how in "--temperature 0" "--temperature 0.6 --top-p 0.9"; do
   echo "judged with $how"
   .venv/bin/python judge.py --model build/consolidated.00.pth --tokenizer build/tokenizer.model --heldout build/heldout.json $how || true

@@ -12,5 +12,11 @@ fn main() -> Result<(), Error> {
         println!("{marks}");
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("record/candle.csv");
-    record::append(&path, &marks)
+    let measures: [record::Measure<'_>; 4] = [
+        ("prefill_512", &marks.prefill),
+        ("prefill_512_candle_matmuls", &marks.products),
+        ("decode", &marks.decode),
+        ("read_1_gib", &marks.read),
+    ];
+    record::append(&path, marks.n_threads, &["candle-core", "gemm"], &measures)
 }

@@ -6,6 +6,7 @@
 //!
 //! Shapes: `q: [n_tokens, n_heads, head_dim]`; the cache of a layer: `[n_slots, n_kv_heads, max_seq_len, head_dim]`.
 
+use llama_backend::Span;
 use rayon::prelude::*;
 
 use super::elementwise::Softmax;
@@ -20,17 +21,6 @@ const BLOCK_ROWS: usize = 64;
 const GEMM_ROWS: usize = 16;
 /// Positions whose keys or values stay in the first cache while every row of a task uses them.
 const BLOCK_POSITIONS: usize = 32;
-
-/// One run of a batch, as attention sees it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) slot: usize,
-    /// The position of the run's first token.
-    pub(crate) start_pos: usize,
-    /// The run's first row among all tokens of the batch.
-    pub(crate) first_row: usize,
-    pub(crate) n_tokens: usize,
-}
 
 /// The sizes of a layer's attention.
 #[derive(Debug, Clone, Copy)]

@@ -13,12 +13,14 @@
 //! Laws report and do not panic: [`Suite::check`] gives a [`Violation`] as a value, so that the suite itself is tested by
 //! handing it broken models.
 
+mod flat;
 mod laws;
 mod oracle;
 mod random;
 mod rig;
 mod suite;
 
+pub use flat::FlatWeights;
 pub use laws::LAWS;
 pub use oracle::{NaiveBackend, Oracle};
 pub use random::{RandomWeights, Rng};

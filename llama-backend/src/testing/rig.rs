@@ -78,6 +78,17 @@ impl Suite<'_> {
         close(found, expected, self.tolerance.oracle)
     }
 
+    /// That rows are the oracle's, for weights stored so.
+    pub(super) fn is_exact_as(&self, dtype: DType, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
+        let tolerance = match dtype {
+            DType::F16 => self.tolerance.f16,
+            DType::BF16 => self.tolerance.bf16,
+            // Blocks are f32 once they are read.
+            _ => self.tolerance.oracle,
+        };
+        close(found, expected, tolerance)
+    }
+
     /// That rows are what the engine gave by another route.
     pub(super) fn is_same(&self, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
         close(found, expected, self.tolerance.routes)

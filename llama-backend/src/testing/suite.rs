@@ -22,11 +22,15 @@ pub struct Tolerance {
     pub oracle: f32,
     /// From the engine's own by another route: prefill and decode may add in another order, and no more.
     pub routes: f32,
+    /// From the oracle's, for f16 weights: an engine may multiply in their type, which rounds activations too.
+    pub f16: f32,
+    /// The same for bf16 weights.
+    pub bf16: f32,
 }
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { oracle: 1e-3, routes: 1e-4 }
+        Self { oracle: 1e-3, routes: 1e-4, f16: 1e-3, bf16: 1e-3 }
     }
 }
 

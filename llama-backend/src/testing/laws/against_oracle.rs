@@ -59,7 +59,7 @@ fn equals(suite: &Suite<'_>, config: &ModelConfig, dtype: DType) -> Checked {
         for (slot, sequence) in [&long, &short].into_iter().enumerate() {
             let rows = [prefilled[slot].clone(), decoded[slot].clone()].concat();
             suite
-                .is_exact(&rows, &oracle.logits(sequence, 0))
+                .is_exact_as(dtype, &rows, &oracle.logits(sequence, 0))
                 .map_err(|broken| broken.at(format_args!("slot {slot}")))?;
         }
         Ok(())

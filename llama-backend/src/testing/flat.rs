@@ -1,0 +1,81 @@
+//! [`FlatWeights`]: a checkpoint whose tensors lie one after the other, for tests of where memory goes.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
+
+/// A bf16 model in one piece of memory: a vector, or a memory map of what [`write_to`](Self::write_to) wrote.
+#[derive(Debug, Clone)]
+pub struct FlatWeights {
+    config: ModelConfig,
+    tensors: HashMap<String, (Vec<usize>, WeightBytes)>,
+}
+
+impl FlatWeights {
+    /// Writes a model of this shape: small numbers over and over. What they are does not matter, only that they are no zeros.
+    ///
+    /// # Errors
+    ///
+    /// What `out` says.
+    pub fn write_to(config: &ModelConfig, out: &mut impl Write) -> io::Result<()> {
+        let pattern: Vec<u8> = (0..1u32 << 15)
+            .flat_map(|i| (0x3c00 | (i.wrapping_mul(0x9e37_79b9) >> 16) as u16 & 0x80ff).to_le_bytes())
+            .collect();
+        for (_, range) in ranges(config) {
+            let len = range.len();
+            for part in 0..len.div_ceil(pattern.len()) {
+                let left = len - part * pattern.len();
+                out.write_all(&pattern[..left.min(pattern.len())])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The model that was written to `memory`; `None` where that is too short.
+    #[must_use]
+    pub fn new(config: ModelConfig, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Option<Self> {
+        let tensor =
+            |((name, shape), range)| Some((name, (shape, WeightBytes::new(Arc::clone(&memory), range)?)));
+        let ranges = ranges(&config).into_iter().map(|(_, range)| range);
+        let tensors = config.tensors().zip(ranges).map(tensor).collect::<Option<_>>()?;
+        Some(Self { config, tensors })
+    }
+
+    fn tensor(&self, name: &str) -> Result<&(Vec<usize>, WeightBytes), WeightError> {
+        let missing = || WeightError::Missing { file: "flat weights".into(), tensor: name.to_owned() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+}
+
+/// Where each tensor lies.
+fn ranges(config: &ModelConfig) -> Vec<(String, Range<usize>)> {
+    let mut end = 0;
+    let range = |(name, shape): (String, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * DType::BF16.size();
+        (name, start..end)
+    };
+    config.tensors().map(range).collect()
+}
+
+impl WeightSource for FlatWeights {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
+        Ok(TensorInfo { dtype: DType::BF16, shape: self.tensor(name)?.0.clone() })
+    }
+
+    fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
+        Ok(self.tensor(name)?.1.clone())
+    }
+
+    /// None: tests of memory read whole tensors.
+    fn read_slice(&self, name: &str, _: usize, _: Range<usize>, _: &mut [u8]) -> Result<(), WeightError> {
+        Err(WeightError::Slice { tensor: name.to_owned(), what: "flat weights have no slices".to_owned() })
+    }
+}
