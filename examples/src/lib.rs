@@ -18,10 +18,10 @@ pub type Outcome = Result<(), Box<dyn Error>>;
 /// Where the model comes from and what it runs on: the reference's flags, and the choices that it does not have.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Folder with the checkpoint: Meta's .pth shards, or Hugging Face's safetensors [default: tiny-chat, which is built in]
-    #[arg(long = "ckpt_dir", value_name = "DIR")]
+    /// Checkpoint: a folder with Meta's .pth shards or Hugging Face's safetensors, or a GGUF file [default: tiny-chat, which is built in]
+    #[arg(long = "ckpt_dir", value_name = "PATH")]
     pub ckpt_dir: Option<PathBuf>,
-    /// tokenizer.model or tokenizer.json [default: the one beside the checkpoint]
+    /// tokenizer.model or tokenizer.json [default: the one in the GGUF file, or beside the checkpoint]
     #[arg(long = "tokenizer_path", value_name = "FILE", requires = "ckpt_dir")]
     pub tokenizer_path: Option<PathBuf>,
     /// Engine that computes

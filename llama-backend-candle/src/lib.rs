@@ -1,8 +1,9 @@
 //! The Llama 2 forward pass on [candle](https://github.com/huggingface/candle).
 //!
 //! Our own model code on candle's tensors. Weights stay as the checkpoint stores them (f32, f16, bf16), on the CPU in the
-//! reader's memory map itself; activations, sums, norms and the KV cache are f32. On the CPU the operations are candle custom
-//! operations over kernels of ours, chosen at run time for the processor; on a GPU they are candle's own.
+//! reader's memory map itself; quantised ones it does not take yet, so that llama-core hands them over in f32. Activations, sums,
+//! norms and the KV cache are f32. On the CPU the operations are candle custom operations over kernels of ours, chosen at run time
+//! for the processor; on a GPU they are candle's own.
 //!
 //! Feature | What it adds
 //! --- | ---

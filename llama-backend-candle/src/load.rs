@@ -29,6 +29,8 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
         sizes.fold(1, u128::saturating_mul)
     };
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
+    // Other types are handed over as f32.
+    let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
     let ModelConfig { dim, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
 
     let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));

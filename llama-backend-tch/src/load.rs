@@ -17,6 +17,8 @@ use crate::{DTYPES, TchBackend, engine, message};
 
 /// The bytes of a model of this shape.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+    // Other types are handed over as f32.
+    let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
     let product = |sizes: &[usize]| sizes.iter().fold(1, |n: u128, &size| n.saturating_mul(size as u128));
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
     let ModelConfig { dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, .. } = *config;

@@ -82,7 +82,8 @@ pub enum ModelSource {
 /// What an engine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The types of matrices that it takes as they are stored.
+    /// The types of matrices that it takes as they are stored. llama-core hands it those of any other type in f32, so that
+    /// f32 is among them.
     pub dtypes: &'static [DType],
     /// The conformance laws that it does not keep. Each is shown in the project's table of backends.
     pub skipped_laws: &'static [SkippedLaw],

@@ -27,14 +27,17 @@
 //! # The canonical form of weights
 //!
 //! Readers deliver one form, whatever the file: Meta's tensor names, row-major `[out, in]`, interleaved RoPE pairs
-//! (2i, 2i + 1). See [`WeightSource`].
+//! (2i, 2i + 1). See [`WeightSource`]. Elements are as the file stores them, quantised blocks included: an engine names the types
+//! that it takes in [`Capabilities::dtypes`], and is given a source that converts the others to f32 ([`quant`] does it).
 
 mod backend;
 mod batch;
 mod config;
 mod device;
+mod dtype;
 mod error;
 mod params;
+pub mod quant;
 mod slots;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -44,7 +47,8 @@ pub use backend::{Backend, Capabilities, Model, ModelSource, SkippedLaw};
 pub use batch::{Batch, Logits, Run, Slot, Span, TokenId, Want};
 pub use config::{ModelConfig, meta_ffn_dim};
 pub use device::{Device, ParseDeviceError};
+pub use dtype::DType;
 pub use error::BackendError;
 pub use params::{LoadParams, MemoryPlan};
 pub use slots::Slots;
-pub use weights::{DType, TensorInfo, WeightBytes, WeightError, WeightSource, check_weights, read_tensor};
+pub use weights::{TensorInfo, WeightBytes, WeightError, WeightSource, check_weights, read_tensor};

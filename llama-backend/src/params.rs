@@ -81,7 +81,8 @@ impl MemoryPlan {
         let cut = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         let norms = product(&[2, config.n_layers, config.dim]).saturating_add(config.dim as u128);
         let matrices = u128::from(config.n_params()).saturating_sub(norms);
-        let weights = matrices.saturating_mul(dtype.size() as u128).saturating_add(norms.saturating_mul(4));
+        let matrices = matrices.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
+        let weights = matrices.saturating_add(norms.saturating_mul(4));
         let positions = product(&[2, config.n_layers, params.n_slots, params.max_seq_len]);
         let kv_dim = product(&[config.n_kv_heads, config.head_dim]);
         Self {

@@ -8,40 +8,7 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::ModelConfig;
-
-/// How the elements of a tensor are stored, little-endian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DType {
-    /// 32-bit IEEE.
-    F32,
-    /// 16-bit IEEE.
-    F16,
-    /// The upper half of an F32.
-    BF16,
-}
-
-impl DType {
-    /// The bytes of an element.
-    #[must_use]
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-        })
-    }
-}
+use crate::{DType, ModelConfig};
 
 /// A tensor's type and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +20,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// The bytes of all elements; `None` where that is more than a `usize` holds.
+    /// The bytes of all elements; `None` where rows are no whole blocks, or that is more than a `usize` holds.
     #[must_use]
     pub fn n_bytes(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
+        let (row, outer) = self.shape.split_last().map_or((1, &[][..]), |(&row, outer)| (row, outer));
+        outer.iter().try_fold(self.dtype.n_bytes(row)?, |bytes, &dim| bytes.checked_mul(dim))
     }
 }
 
@@ -76,7 +44,7 @@ pub trait WeightSource: fmt::Debug + Send + Sync {
     fn info(&self, name: &str) -> Result<TensorInfo, WeightError>;
 
     /// All bytes of a tensor, row-major: the memory map where it lies contiguous in the file, an owned buffer where shards
-    /// are joined or rows permuted. They start at a multiple of the element's size.
+    /// are joined or rows permuted. They start at a multiple of [`DType::align`].
     ///
     /// # Errors
     ///
@@ -84,6 +52,7 @@ pub trait WeightSource: fmt::Debug + Send + Sync {
     fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError>;
 
     /// The part `range` of dimension `dim` of a tensor, row-major, without reading the rest: what a parallel rank reads.
+    /// Along the last dimension of a quantised tensor, `range` begins and ends between blocks.
     ///
     /// # Errors
     ///

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llama_backend::{Backend, DType, Device, ModelConfig, ModelSource, WeightSource};
+use llama_backend::{Backend, BackendError, DType, Device, ModelConfig, ModelSource, WeightSource};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::generate::Engine;
 use crate::tokenizer::Tokenizer;
-use crate::weights::{Cast, Progress, Watched};
+use crate::weights::{Cast, Progress, Quantization, Rule, Watched};
 use crate::{BackendKind, Error, Llama};
 
 /// Positions that Meta trained Llama 2 for; its checkpoints do not say so themselves.
@@ -29,6 +29,7 @@ pub struct LlamaBuilder {
     backend: BackendFrom,
     device: Device,
     dtype: Option<DType>,
+    quantization: Option<Quantization>,
     seed: u64,
     threads: Option<usize>,
     max_seq_len: usize,
@@ -84,6 +85,7 @@ impl Default for LlamaBuilder {
             backend: BackendFrom::Kind(BackendKind::default()),
             device: Device::default(),
             dtype: None,
+            quantization: None,
             seed: 1, // the reference's
             threads: None,
             max_seq_len: 512,
@@ -95,10 +97,10 @@ impl Default for LlamaBuilder {
 }
 
 impl LlamaBuilder {
-    /// The folder with the checkpoint: Meta's layout, Hugging Face's or an ONNX graph, sniffed.
+    /// The checkpoint: a folder with Meta's layout, Hugging Face's, an ONNX graph, or one GGUF file, sniffed; or the GGUF file itself.
     #[must_use]
-    pub fn checkpoint(mut self, dir: impl AsRef<Path>) -> Self {
-        self.checkpoint = CheckpointFrom::Path(dir.as_ref().to_owned());
+    pub fn checkpoint(mut self, path: impl AsRef<Path>) -> Self {
+        self.checkpoint = CheckpointFrom::Path(path.as_ref().to_owned());
         self
     }
 
@@ -116,7 +118,8 @@ impl LlamaBuilder {
         self
     }
 
-    /// The tokenizer's file: `tokenizer.model` or `tokenizer.json`. Default: the one beside the checkpoint.
+    /// The tokenizer's file: `tokenizer.model`, `tokenizer.json` or a GGUF file. Default: the one in the GGUF file, or beside the
+    /// checkpoint.
     #[must_use]
     pub fn tokenizer(mut self, path: impl AsRef<Path>) -> Self {
         self.tokenizer = Some(TokenizerFrom::Path(path.as_ref().to_owned()));
@@ -151,10 +154,22 @@ impl LlamaBuilder {
         self
     }
 
-    /// The type to which matrices are converted while they are loaded. Default: as they are stored, which costs no copy.
+    /// The type to which matrices are converted while they are loaded: f32, f16 or bf16. Default: as they are stored, which costs
+    /// no copy; those of a type that the backend does not take ([`Capabilities::dtypes`](llama_backend::Capabilities::dtypes)) are
+    /// converted to f32, which costs 4 bytes an element.
     #[must_use]
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = Some(dtype);
+        self
+    }
+
+    /// Quantises matrices while they are loaded, from a checkpoint in f32, f16 or bf16. Default: no.
+    ///
+    /// It comes before [`dtype`](Self::dtype): both together compute in that type with the numbers of the quantised model. A backend
+    /// that does not take the blocks is given them in f32, so that memory is not saved there, but answers are the same.
+    #[must_use]
+    pub fn quantize(mut self, quantization: Quantization) -> Self {
+        self.quantization = Some(quantization);
         self
     }
 
@@ -213,6 +228,9 @@ impl LlamaBuilder {
                 return Err(Error::option(option, found, "at least 1"));
             }
         }
+        if let Some(dtype) = self.dtype.filter(|dtype| dtype.is_quantized()) {
+            return Err(Error::option("dtype", dtype, "f32, f16 or bf16 (`quantize` makes blocks)"));
+        }
         let backend = match self.backend {
             BackendFrom::Kind(kind) => kind.open(self.device)?,
             BackendFrom::Custom(backend) if self.device == Device::default() => backend,
@@ -249,24 +267,47 @@ impl LlamaBuilder {
                 checkpoint: vocab_size,
             });
         }
-        let source = match (checkpoint.model, self.dtype) {
-            (ModelSource::Weights(mut weights), dtype) => {
-                if let Some(dtype) = dtype {
-                    weights = Cast::wrap(weights, dtype);
+        let source = match checkpoint.model {
+            ModelSource::Weights(mut weights) => {
+                if let Some(quantization) = self.quantization {
+                    refuse_quantized(&*weights)?;
+                    weights = Cast::wrap(weights, Rule::Quantize(quantization), self.threads);
                 }
+                let rule = match self.dtype {
+                    Some(dtype) => Rule::Matrices(dtype),
+                    None => Rule::Fit(backend.capabilities().dtypes),
+                };
+                weights = Cast::wrap(weights, rule, self.threads);
                 if let Some(progress) = self.progress {
                     weights = Watched::wrap(weights, progress);
                 }
                 ModelSource::Weights(weights)
             }
-            (graph, None) => graph,
-            (_, Some(dtype)) => {
+            graph => {
                 let expected = "none for a graph, whose types are its maker's";
-                return Err(Error::option("dtype", dtype, expected));
+                if let Some(dtype) = self.dtype {
+                    return Err(Error::option("dtype", dtype, expected));
+                }
+                if let Some(quantization) = self.quantization {
+                    return Err(Error::option("quantize", format!("{quantization:?}"), expected));
+                }
+                graph
             }
         };
         let params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
         let engine = Engine::start(move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
     }
+}
+
+/// Refuses to quantise what is quantised already: each time loses.
+fn refuse_quantized(weights: &dyn WeightSource) -> Result<(), Error> {
+    for (name, _) in weights.config().tensors() {
+        let dtype = weights.info(&name).map_err(BackendError::from)?.dtype;
+        if dtype.is_quantized() {
+            let found = format!("asked for, but {name} is {dtype} already");
+            return Err(Error::option("quantize", found, "a checkpoint in f32, f16 or bf16"));
+        }
+    }
+    Ok(())
 }

@@ -25,9 +25,9 @@ pub enum Error {
     /// The builder was not told where the checkpoint is.
     #[error("no checkpoint was given: call `checkpoint(path)` before `build()`")]
     NoCheckpoint,
-    /// No tokenizer was given and none lies beside the checkpoint.
+    /// No tokenizer was given, and none lies beside the checkpoint or in its GGUF file.
     #[error(
-        "no tokenizer.model or tokenizer.json lies beside the checkpoint: call `tokenizer(path)` before `build()`"
+        "no tokenizer.model or tokenizer.json lies beside the checkpoint, and none is in it: call `tokenizer(path)` before `build()`"
     )]
     NoTokenizer,
     /// The tokenizer belongs to another model.

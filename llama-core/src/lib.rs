@@ -19,7 +19,7 @@
 //!
 //! - [`Llama`] is a loaded model with the reference's three calls; [`LlamaBuilder`] has the choices that
 //!   [`Llama::build`] leaves at their defaults.
-//! - [`checkpoint`] reads what users bring: Meta's `.pth` shards and Hugging Face's safetensors.
+//! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
 //! - [`llama_backend`] is the seam to the engines; the default one is candle.
@@ -54,3 +54,4 @@ pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTE
 pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
 pub use registry::BackendKind;
 pub use stream::{ChatStream, StreamEvent};
+pub use weights::Quantization;

@@ -73,7 +73,7 @@ impl Llama {
     /// Loads a checkpoint onto the default backend (the reference's `Llama.build`). For more choices see
     /// [`builder`](Self::builder).
     ///
-    /// `max_seq_len` is how many tokens prompt and answer may have together, `max_batch_size` how many prompts run at a time.
+    /// `ckpt_dir` may also be a GGUF file, and so may `tokenizer_path`. `max_seq_len` is how many tokens prompt and answer may have together, `max_batch_size` how many prompts run at a time.
     ///
     /// # Errors
     ///

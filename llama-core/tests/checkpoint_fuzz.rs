@@ -1,6 +1,8 @@
 //! Files with a part cut off or bytes changed at random: each opens or is an error, soon and in little memory.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "fixtures/gguf.rs"]
+mod gguf;
 #[path = "fixtures/hf.rs"]
 mod hf;
 #[path = "fixtures/pth.rs"]
@@ -9,8 +11,10 @@ mod pth;
 use std::fs;
 use std::path::Path;
 
+use gguf::Gguf;
 use hf::{CONFIG, TENSORS, safetensors};
 use llama_core::checkpoint::{self, Checkpoint, CheckpointError};
+use llama_core::tokenizer::Tokenizer;
 
 /// SplitMix64: the cases are the same in every run.
 struct Random(u64);
@@ -175,5 +179,67 @@ fn config_with_changed_bytes_opens_or_is_an_error() {
             exercise_file(dir.path(), "config.json", &config)
         });
         cases.filter(|&opened| opened).count()
+    });
+}
+
+/// Plain and quantised, with a tokenizer.
+fn ggufs() -> [Gguf; 2] {
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model");
+    let tokenizer = Tokenizer::open(tokenizer).unwrap();
+    [Gguf::tiny(), Gguf::in_blocks()].map(|mut gguf| {
+        if gguf.tensors[0].dimensions[0] == 32 {
+            gguf.set_blocks("blk.0.ffn_up.weight", 8, 32, 34);
+        }
+        gguf.set_tokenizer(&tokenizer);
+        gguf
+    })
+}
+
+#[test]
+fn gguf_cut_off_anywhere_is_an_error() {
+    in_little_memory(|| {
+        for gguf in ggufs() {
+            let (whole, header) = (gguf.to_bytes(), gguf.header().len());
+            assert!(exercise(checkpoint::from_gguf_bytes(whole.clone())));
+            // Most of the file is pieces of the tokenizer, one like the other.
+            for len in (0..3000).chain((3000..header - 700).step_by(11)).chain(header - 700..whole.len()) {
+                let cut = whole[..len].to_vec();
+                if len < header {
+                    assert!(Tokenizer::from_bytes(&cut).is_err(), "{len} bytes");
+                }
+                assert!(!exercise(checkpoint::from_gguf_bytes(cut)), "{len} bytes");
+            }
+        }
+        0
+    });
+}
+
+#[test]
+fn gguf_with_changed_bytes_opens_or_is_an_error() {
+    in_little_memory(|| {
+        let mut random = Random(5);
+        let mut opened = 0;
+        for gguf in ggufs() {
+            let (whole, header) = (gguf.to_bytes(), gguf.header().len());
+            // The tokenizer is most of the header: the model's keys come before it, its tensors after it.
+            let keys = 2000.min(header);
+            for case in 0..4000 {
+                let mut bytes = whole.clone();
+                match case % 4 {
+                    0 => random.mutate(&mut bytes[header - 700..header]),
+                    1 => random.mutate(&mut bytes[..64]),
+                    2 => random.mutate(&mut bytes[..keys]),
+                    _ => random.mutate(&mut bytes[..header]),
+                }
+                // To derive merges takes longer than all the rest: a quarter of the cases will do.
+                if case % 4 == 3
+                    && let Err(error) = Tokenizer::from_bytes(&bytes)
+                {
+                    assert!(!error.to_string().is_empty());
+                }
+                opened += usize::from(exercise(checkpoint::from_gguf_bytes(bytes)));
+            }
+        }
+        opened
     });
 }

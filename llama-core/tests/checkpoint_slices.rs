@@ -11,7 +11,7 @@ use golden::data;
 use llama_backend::{WeightError, WeightSource};
 use llama_core::checkpoint;
 
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 18] = [
     "stories260K",
     "stories260K-mp2",
     "stories260K-mp4",
@@ -25,9 +25,14 @@ const SOURCES: [&str; 13] = [
     "stories260K-hf-sharded",
     "stories260K-hf-f16",
     "random256-hf",
+    "stories260K-gguf/stories260K-f32.gguf",
+    "stories260K-gguf/stories260K-q8_0.gguf",
+    "stories260K-gguf/stories260K-q5_1.gguf",
+    "random256-gguf/random256-q3_k_m.gguf",
+    "random256-gguf/random256-q4_k_m.gguf",
 ];
 
-/// `range` of dimension `dim`, cut from the whole tensor.
+/// `range` of dimension `dim`, cut from the whole tensor; its last dimension is counted in blocks of this size.
 fn cut(bytes: &[u8], shape: &[usize], size: usize, dim: usize, range: Range<usize>) -> Vec<u8> {
     let inner = shape[dim + 1..].iter().product::<usize>() * size;
     bytes
@@ -47,10 +52,14 @@ fn ranges(len: usize, seed: usize) -> Vec<Range<usize>> {
 fn assert_slices(weights: &dyn WeightSource, what: &str) {
     for (seed, (name, shape)) in weights.config().tensors().enumerate() {
         let bytes = weights.bytes(&name).unwrap();
-        let size = weights.info(&name).unwrap().dtype.size();
+        let dtype = weights.info(&name).unwrap().dtype;
+        let mut blocks = shape.clone();
+        *blocks.last_mut().unwrap() /= dtype.block_len();
         for dim in 0..shape.len() {
-            for range in ranges(shape[dim], seed + 1) {
-                let expected = cut(&bytes, &shape, size, dim, range.clone());
+            let block_len = shape[dim] / blocks[dim];
+            for range in ranges(blocks[dim], seed + 1) {
+                let expected = cut(&bytes, &blocks, dtype.size(), dim, range.clone());
+                let range = range.start * block_len..range.end * block_len;
                 let mut slice = vec![0xaa; expected.len()];
                 weights.read_slice(&name, dim, range.clone(), &mut slice).unwrap();
                 assert!(slice == expected, "{what}: {name}, dimension {dim}, {range:?}");

@@ -10,6 +10,7 @@ use golden::{Check, Golden, TOLERANCE, close, ids};
 use llama_backend::{Batch, Device, LoadParams, Logits, Model, ModelSource, Run, Slot, TokenId, Want};
 use llama_core::{BackendKind, checkpoint};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// Positions of the longest case.
 const MAX_SEQ_LEN: usize = 512;
@@ -52,8 +53,8 @@ impl Models {
     /// All rows of logits of `tokens`; `None` where the checkpoint is absent and may be.
     fn logits(&mut self, name: &str, tokens: &[TokenId]) -> Option<Logits> {
         if !self.loaded.contains_key(name) {
-            let weights = checkpoint::open(golden::data(name)?).unwrap().weights();
             let backend = self.engine.open(Device::Cpu).unwrap();
+            let weights = checkpoint::open(golden::data(name)?).unwrap().weights_for(&*backend);
             let mut params = LoadParams::new(MAX_SEQ_LEN, 1);
             params.max_batch_tokens = MAX_SEQ_LEN;
             self.loaded
@@ -111,21 +112,49 @@ fn check_logits(golden: &Golden, engine: BackendKind) {
     });
 }
 
-/// The cases of the .pth and of the same model from Hugging Face's layout; those of GGUF files are another reader's.
+/// The cases of the .pth, asked of the same model from Hugging Face's layout too, and those of each GGUF file.
 #[test]
 fn random256() {
     let Some(golden) = Golden::load("random256.json") else { return };
-    let of_reader = |case: &serde_json::Value| !golden::text(&case["path"]).ends_with(".gguf");
-    let checkpoints = ["random256", "random256-hf"];
-    for (engine, checkpoint) in golden::engines().into_iter().flat_map(|e| checkpoints.map(|c| (e, c))) {
+    let is_gguf = |case: &Value| golden::text(&case["path"]).ends_with(".gguf");
+    for engine in golden::engines() {
         let mut models = Models::on(engine);
-        golden.check_where("cases", &format!("{checkpoint}, {engine}"), of_reader, |json| {
-            let case: RandomCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
-            let Some(logits) = models.logits(checkpoint, &ids(&json["tokens"])) else { return Ok(()) };
-            let last = logits.rows().last().unwrap_or_default();
-            close(checkpoint, &case.last_logits, last)?;
-            let descending = case.top_ids.is_sorted_by(|&a, &b| last[a] >= last[b] - TOLERANCE);
-            golden::same("top ids are in order", &true, &descending)
+        for checkpoint in ["random256", "random256-hf"] {
+            let note = format!("{checkpoint}, {engine}");
+            golden.check_where(
+                "cases",
+                &note,
+                |case| !is_gguf(case),
+                |json| check_random(&mut models, checkpoint, json),
+            );
+        }
+        golden.check_where("cases", &format!("GGUF, {engine}"), is_gguf, |json| {
+            check_random(&mut models, golden::text(&json["path"]), json)
+        });
+    }
+}
+
+fn check_random(models: &mut Models, checkpoint: &str, json: &Value) -> Check {
+    let case: RandomCase = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
+    let Some(logits) = models.logits(checkpoint, &ids(&json["tokens"])) else { return Ok(()) };
+    let last = logits.rows().last().unwrap_or_default();
+    close(checkpoint, &case.last_logits, last)?;
+    let descending = case.top_ids.is_sorted_by(|&a, &b| last[a] >= last[b] - TOLERANCE);
+    golden::same("top ids are in order", &true, &descending)
+}
+
+/// Each file's weights as ggml dequantises them, through the reference's model.
+#[test]
+fn gguf_stories260k() {
+    let Some(golden) = Golden::load("gguf_stories260k.json") else { return };
+    for engine in golden::engines() {
+        let mut models = Models::on(engine);
+        golden.check_on(engine, |json| {
+            let file = format!("stories260K-gguf/{}", golden::text(&json["file"]));
+            let case: RandomCase =
+                serde_json::from_value(json["dequant_f32"].clone()).map_err(|error| error.to_string())?;
+            let Some(logits) = models.logits(&file, &ids(&json["tokens"])) else { return Ok(()) };
+            close(&file, &case.last_logits, logits.rows().last().unwrap_or_default())
         });
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
+#[path = "fixtures/gguf.rs"]
+mod gguf;
 mod golden;
 
 use std::collections::HashMap;
@@ -170,6 +172,40 @@ fn tokenizer_json() {
         golden.check("decode_cases", |c| decode_case(&tokenizer, c));
         golden.check("decode_errors", |c| decode_error(&tokenizer, c));
     }
+}
+
+/// Every GGUF file gives what the tokenizer.model gives that it was converted from.
+#[test]
+fn tokenizer_gguf() {
+    let Some(golden) = Golden::load("tokenizer_stories260k.json") else {
+        return;
+    };
+    for file in ["stories260K-gguf/stories260K-f32.gguf", "random256-gguf/random256-q4_k_m.gguf"] {
+        let Some(path) = data(file) else {
+            return;
+        };
+        let tokenizer = open(path);
+        golden.check("cases", |c| case(&tokenizer, c));
+        golden.check("decode_cases", |c| decode_case(&tokenizer, c));
+        golden.check("decode_errors", |c| decode_error(&tokenizer, c));
+    }
+}
+
+/// The real vocabulary, as a converter would put it into a GGUF file.
+#[test]
+fn tokenizer_gguf_of_llama2() {
+    let Some(golden) = Golden::load("tokenizer_llama2.json") else {
+        return;
+    };
+    let Some(model) = golden.data("tokenizer") else {
+        return;
+    };
+    let mut file = gguf::Gguf::tiny();
+    file.set_tokenizer(&open(model));
+    let tokenizer = Tokenizer::from_bytes(&file.to_bytes()).unwrap();
+    golden.check("cases", |c| case(&tokenizer, c));
+    golden.check("decode_cases", |c| decode_case(&tokenizer, c));
+    golden.check("decode_errors", |c| decode_error(&tokenizer, c));
 }
 
 /// A `tokenizer.json` of a vocabulary, as Hugging Face's converter makes it of a `tokenizer.model`: the merges by score,

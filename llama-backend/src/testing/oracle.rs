@@ -7,8 +7,7 @@
 //!
 //! Shapes: `n` is the number of tokens of one sequence; `[n, width]` is `n` rows.
 
-use half::{bf16, f16};
-
+use crate::quant::dequantize;
 use crate::{
     Backend, BackendError, Batch, Capabilities, DType, LoadParams, Logits, MemoryPlan, Model, ModelConfig,
     ModelSource, Slot, Slots, TokenId, Want, WeightError, WeightSource,
@@ -223,11 +222,13 @@ fn read(source: &dyn WeightSource, name: &str, expected: &[usize]) -> Result<Vec
     if Some(bytes.len()) != info.n_bytes() {
         return Err(misfit(vec![bytes.len() / info.dtype.size()]));
     }
-    let data = match info.dtype {
-        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        DType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        DType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-    };
+    let mut data = vec![0.0; info.shape.iter().product()];
+    // The lengths are those of the shape.
+    dequantize(info.dtype, &bytes, &mut data).map_err(|source| WeightError::Read {
+        file: "weights".into(),
+        tensor: name.to_owned(),
+        source: source.into(),
+    })?;
     Ok(data)
 }
 

@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use half::{bf16, f16};
-
+use crate::quant::quantize;
 use crate::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
 
 /// A seeded model. Matrices are uniform with standard deviation `1 / sqrt(in)`, so that activations stay near 1 through any
@@ -38,8 +37,14 @@ pub struct RandomWeights {
 
 impl RandomWeights {
     /// A model of this shape, its tensors made each time that they are asked for.
+    ///
+    /// # Panics
+    ///
+    /// If `dtype` is one that [`quantize`] cannot make.
     #[must_use]
     pub fn new(config: ModelConfig, dtype: DType, seed: u64) -> Self {
+        let made = quantize(dtype, &[], &mut []);
+        assert!(made.is_ok(), "{dtype}: {made:?}");
         Self { shapes: config.tensors().collect(), config, dtype, seed, kept: HashMap::new() }
     }
 
@@ -51,32 +56,19 @@ impl RandomWeights {
     }
 
     fn make(&self, name: &str, shape: &[usize]) -> WeightBytes {
-        let n = shape.iter().product::<usize>();
-        let mut bytes = vec![0; n * self.dtype.size()];
-        self.write(&Elements::of(self.seed, name, shape), 0, &mut bytes);
+        let dtype = self.dtype_of(shape);
+        // `dtype_of` gives a type in which the rows are whole blocks.
+        let mut bytes = vec![0; shape.iter().product::<usize>() / dtype.block_len() * dtype.size()];
+        write(dtype, &Elements::of(self.seed, name, shape), 0, &mut bytes);
         WeightBytes::from(bytes)
     }
 
-    /// Writes the elements from index `first` on, as many as `out` holds.
-    fn write(&self, elements: &Elements, first: usize, out: &mut [u8]) {
-        let indices = first..;
-        match self.dtype {
-            DType::F32 => {
-                for (i, bytes) in indices.zip(out.chunks_exact_mut(4)) {
-                    bytes.copy_from_slice(&elements.get(i).to_le_bytes());
-                }
-            }
-            DType::F16 => {
-                for (i, bytes) in indices.zip(out.chunks_exact_mut(2)) {
-                    bytes.copy_from_slice(&f16::from_f32(elements.get(i)).to_le_bytes());
-                }
-            }
-            DType::BF16 => {
-                for (i, bytes) in indices.zip(out.chunks_exact_mut(2)) {
-                    bytes.copy_from_slice(&bf16::from_f32(elements.get(i)).to_le_bytes());
-                }
-            }
-        }
+    /// What a tensor is stored as: as GGUF files do, norms and rows that are no whole blocks are f32 in a quantised model.
+    fn dtype_of(&self, shape: &[usize]) -> DType {
+        let in_blocks = shape.len() > 1
+            && shape.iter().all(|&dim| dim > 0)
+            && shape.last().is_some_and(|row| row.is_multiple_of(self.dtype.block_len()));
+        if self.dtype.is_quantized() && !in_blocks { DType::F32 } else { self.dtype }
     }
 
     fn shape(&self, name: &str) -> Result<&[usize], WeightError> {
@@ -88,13 +80,31 @@ impl RandomWeights {
     }
 }
 
+/// Writes the elements from index `first` on, as many as `out` holds.
+fn write(dtype: DType, elements: &Elements, first: usize, out: &mut [u8]) {
+    /// A whole number of blocks of every type.
+    const CHUNK: usize = 256;
+    let mut chunk = [0.0; CHUNK];
+    let chunks = out.chunks_mut(CHUNK / dtype.block_len() * dtype.size());
+    for (i, bytes) in chunks.enumerate() {
+        let chunk = &mut chunk[..bytes.len() / dtype.size() * dtype.block_len()];
+        for (j, element) in chunk.iter_mut().enumerate() {
+            *element = elements.get(first + i * CHUNK + j);
+        }
+        // Whole blocks, of numbers near 1, of a type that `new` accepts: nothing is left to fail.
+        let written = quantize(dtype, chunk, bytes);
+        debug_assert!(written.is_ok(), "{written:?}");
+    }
+}
+
 impl WeightSource for RandomWeights {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
-        Ok(TensorInfo { dtype: self.dtype, shape: self.shape(name)?.to_vec() })
+        let shape = self.shape(name)?.to_vec();
+        Ok(TensorInfo { dtype: self.dtype_of(&shape), shape })
     }
 
     fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
@@ -122,7 +132,11 @@ impl WeightSource for RandomWeights {
         }
         let outer: usize = shape[..dim].iter().product();
         let inner: usize = shape[dim + 1..].iter().product();
-        let n_bytes = range.len() * inner * self.dtype.size();
+        let dtype = self.dtype_of(shape);
+        let blocks = |n: usize| dtype.n_bytes(n * inner);
+        let (Some(n_bytes), Some(_)) = (blocks(range.len()), blocks(range.start)) else {
+            return Err(misfit(format!("{range:?} of dimension {dim} is no whole blocks of {dtype}")));
+        };
         if out.len() != outer * n_bytes {
             let (found, expected) = (out.len(), outer * n_bytes);
             return Err(misfit(format!("a buffer of {found} bytes, expected {expected}")));
@@ -132,7 +146,7 @@ impl WeightSource for RandomWeights {
         }
         let elements = Elements::of(self.seed, name, shape);
         for (o, part) in out.chunks_exact_mut(n_bytes).enumerate() {
-            self.write(&elements, (o * len + range.start) * inner, part);
+            write(dtype, &elements, (o * len + range.start) * inner, part);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::mmap::Map;
 
 /// Shared bytes and their name. Cloning shares both.
 #[derive(Clone)]
-pub(super) struct Blob {
+pub(crate) struct Blob {
     path: Arc<Path>,
     data: Arc<dyn AsRef<[u8]> + Send + Sync>,
     /// The same bytes, where they are a mapped file.
@@ -49,7 +49,7 @@ impl Blob {
         name.to_string_lossy().into_owned()
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         (*self.data).as_ref()
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use llama_backend::{BackendError, WeightError};
 
-use super::{ArchiveError, PickleError};
+use super::{ArchiveError, GgufError, PickleError};
 
 /// Why a checkpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -19,15 +19,15 @@ pub enum CheckpointError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file where a checkpoint's folder is wanted.
-    #[error("{} is not a folder; give the folder that holds the checkpoint", .path.display())]
+    /// A file where a checkpoint's folder is wanted, or a GGUF file.
+    #[error("{} is no GGUF file and not a folder; give the folder that holds the checkpoint", .path.display())]
     NotAFolder {
         /// The path that was given.
         path: PathBuf,
     },
     /// A folder that holds no checkpoint.
     #[error("{} holds no checkpoint: found {}; expected params.json with consolidated.00.pth (Meta), or config.json \
-             with model.safetensors or model.safetensors.index.json (Hugging Face) or model.onnx (ONNX)", .dir.display(), names(.found, *.entries))]
+             with model.safetensors or model.safetensors.index.json (Hugging Face) or model.onnx (ONNX), or one .gguf file", .dir.display(), names(.found, *.entries))]
     NoCheckpoint {
         /// The folder.
         dir: PathBuf,
@@ -37,7 +37,8 @@ pub enum CheckpointError {
         entries: usize,
     },
     /// A folder that holds more than one checkpoint.
-    #[error("{} holds more than one checkpoint: found {found:?}; expected one of them alone", .dir.display())]
+    #[error("{} holds more than one checkpoint: found {found:?}; expected one of them alone (of \
+             several .gguf files, give the one's path)", .dir.display())]
     Ambiguous {
         /// The folder.
         dir: PathBuf,
@@ -70,7 +71,7 @@ pub enum CheckpointError {
         /// Where it goes wrong.
         source: serde_json::Error,
     },
-    /// A field of `params.json`, `config.json` or an index that is unknown, absent, or has a value that is not supported.
+    /// A field of `params.json`, `config.json`, an index or a GGUF file's metadata that is unknown, absent, or has a value that is not supported.
     #[error("{}: {field:?} is {found}, expected {expected}", .file.display())]
     Field {
         /// The file.
@@ -114,7 +115,15 @@ pub enum CheckpointError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A tensor of a `.pth` file that lies outside its storage, or whose storage is not what the file says.
+    /// A GGUF file whose header cannot be used.
+    #[error("{}: {source}", .file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
+    },
+    /// A tensor that lies outside its storage or its file, or whose storage is not what the file says.
     #[error("{}: tensor {tensor:?}: {what}", .file.display())]
     Layout {
         /// The file.
@@ -165,6 +174,7 @@ impl CheckpointError {
             Self::Archive { source, .. } => {
                 !matches!(source, ArchiveError::NotStored { .. } | ArchiveError::ByteOrder { .. })
             }
+            Self::Gguf { source, .. } => !source.is_unsupported(),
             Self::Pickle { source, .. } => {
                 !matches!(source, PickleError::Global { .. } | PickleError::Opcode { .. })
             }

@@ -53,7 +53,7 @@ impl Map {
 ///
 /// The file must not be changed or shortened while the map is in use: its tensors would change with it, and reading a page
 /// that is gone ends the process (`SIGBUS` on Unix). Replacing the file by another under the same name is harmless.
-pub(super) fn map(path: &Path) -> Result<Blob, CheckpointError> {
+pub(crate) fn map(path: &Path) -> Result<Blob, CheckpointError> {
     let failed = |source| CheckpointError::Io { path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {

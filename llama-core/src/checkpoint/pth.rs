@@ -11,7 +11,7 @@ use llama_backend::DType;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::pickle::{Pickle, PickledTensor, Storage, Value};
-use super::view::{FileTensors, Stored};
+use super::view::{FileTensors, PLAIN, Stored};
 use super::{ArchiveError, CheckpointError, PickleError};
 
 /// `torch.serialization.MAGIC_NUMBER`, with which a legacy file begins.
@@ -33,7 +33,7 @@ pub(super) fn read(blob: Blob) -> Result<FileTensors, CheckpointError> {
         let start = String::from_utf8_lossy(start).into_owned();
         return Err(archive_error(&blob, ArchiveError::NotPyTorch { start }));
     };
-    Ok(FileTensors { blob, tensors })
+    Ok(FileTensors { blob, tensors, supported: PLAIN })
 }
 
 fn read_zip(blob: &Blob) -> Result<HashMap<String, Stored>, CheckpointError> {

@@ -12,7 +12,7 @@ use safetensors::tensor::Metadata;
 
 use super::CheckpointError;
 use super::blob::Blob;
-use super::view::{FileTensors, Stored};
+use super::view::{FileTensors, PLAIN, Stored, dense_strides};
 
 /// Llama 2 70B in one file would take 100 KB.
 const MAX_HEADER_LEN: usize = 16 << 20;
@@ -20,7 +20,7 @@ const MAX_HEADER_LEN: usize = 16 << 20;
 /// Reads the header of a `.safetensors` file; no element is touched.
 pub(super) fn read(blob: Blob) -> Result<FileTensors, CheckpointError> {
     match read_header(blob.bytes()) {
-        Ok(tensors) => Ok(FileTensors { blob, tensors }),
+        Ok(tensors) => Ok(FileTensors { blob, tensors, supported: PLAIN }),
         Err(source) => Err(CheckpointError::Safetensors { file: blob.path(), source }),
     }
 }
@@ -53,23 +53,6 @@ fn read_header(file: &[u8]) -> Result<HashMap<String, Stored>, Box<dyn Error + S
         (name, stored)
     });
     Ok(tensors.collect())
-}
-
-/// The strides of a row-major tensor.
-fn dense_strides(shape: &[usize]) -> Vec<usize> {
-    let mut stride = 1_usize;
-    let mut strides: Vec<_> = shape
-        .iter()
-        .rev()
-        .map(|&dim| {
-            let this = stride;
-            // The header was validated, so the product fits; one with a dimension of 0 has no elements to find.
-            stride = stride.saturating_mul(dim);
-            this
-        })
-        .collect();
-    strides.reverse();
-    strides
 }
 
 fn dtype(dtype: Dtype) -> Option<DType> {

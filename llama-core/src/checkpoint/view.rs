@@ -1,6 +1,9 @@
 //! [`View`]: a strided matrix within a file, checked to lie there; and what a file's reader gives to make it of.
 //!
-//! A view knows nothing of models. The checks are made once, when it is made: after that no offset that a file states can
+//! A view knows nothing of models, and of types only how large their blocks are: its columns are counted in blocks, which are
+//! single elements unless the type is quantised.
+//!
+//! The checks are made once, when it is made: after that no offset that a file states can
 //! lead out of it, and no product of its numbers can overflow.
 
 use std::collections::HashMap;
@@ -49,11 +52,33 @@ pub(super) struct Stored {
     pub(super) start: usize,
 }
 
+/// The strides of a row-major tensor.
+pub(super) fn dense_strides(shape: &[usize]) -> Vec<usize> {
+    let mut stride = 1_usize;
+    let mut strides: Vec<_> = shape
+        .iter()
+        .rev()
+        .map(|&dim| {
+            let this = stride;
+            // Readers have validated the shape, so the product fits; one with a dimension of 0 has no elements to find.
+            stride = stride.saturating_mul(dim);
+            this
+        })
+        .collect();
+    strides.reverse();
+    strides
+}
+
+/// The types of formats that know no quantised ones, for errors.
+pub(super) const PLAIN: &str = "f32, f16 or bf16";
+
 /// The tensors of one file, each to be taken once: what is left over is not the model's.
 #[derive(Debug)]
 pub(super) struct FileTensors {
     pub(super) blob: Blob,
     pub(super) tensors: HashMap<String, Stored>,
+    /// The types that tensors in this format may have, for errors.
+    pub(super) supported: &'static str,
 }
 
 impl FileTensors {
@@ -74,7 +99,7 @@ impl FileTensors {
                 file: file(),
                 tensor: tensor.to_owned(),
                 found: stored.type_name,
-                expected: "f32, f16 or bf16".to_owned(),
+                expected: self.supported.to_owned(),
             });
         };
         if stored.shape != expected {
@@ -99,8 +124,8 @@ pub(super) struct View {
     blob: Blob,
     dtype: DType,
     n_rows: usize,
+    /// In blocks, as the strides.
     n_cols: usize,
-    /// In elements, as `col_stride`.
     row_stride: usize,
     col_stride: usize,
     start: usize,
@@ -113,6 +138,14 @@ impl View {
         let (n_rows, n_cols, row_stride, col_stride) = match (&*stored.shape, &*stored.strides) {
             (&[n], &[stride]) => (1, n, n, stride),
             (&[rows, cols], &[row_stride, col_stride]) => (rows, cols, row_stride, col_stride),
+            _ => return None,
+        };
+        let (n_cols, row_stride) = match dtype.block_len() {
+            1 => (n_cols, row_stride),
+            // Rows of whole blocks, whose elements follow each other.
+            len if col_stride == 1 && n_cols.is_multiple_of(len) && row_stride.is_multiple_of(len) => {
+                (n_cols / len, row_stride / len)
+            }
             _ => return None,
         };
         let last_row = n_rows.checked_sub(1)?.checked_mul(row_stride)?;
@@ -146,29 +179,31 @@ impl View {
         self.n_rows
     }
 
+    /// In blocks.
     pub(super) fn n_cols(&self) -> usize {
         self.n_cols
     }
 
-    /// Whether the elements lie in the file as in the canonical form.
+    /// Whether the blocks lie in the file as in the canonical form.
     fn is_dense(&self) -> bool {
         self.order == RowOrder::Canonical
             && self.col_stride == 1
             && (self.row_stride == self.n_cols || self.n_rows == 1)
     }
 
-    /// The file's own bytes, where they are in the canonical form and aligned to the element.
+    /// The file's own bytes, where they are in the canonical form and aligned to their type.
     pub(super) fn share(&self) -> Option<WeightBytes> {
         if !self.is_dense() {
             return None;
         }
         let len = self.n_rows * self.n_cols * self.dtype.size(); // the end of the view is within the file
         let bytes = self.blob.share(self.start..self.start + len)?;
-        let aligned = bytes.as_ptr().addr().is_multiple_of(self.dtype.size());
+        let aligned = bytes.as_ptr().addr().is_multiple_of(self.dtype.align());
         aligned.then_some(bytes)
     }
 
-    /// Copies a part of the matrix to `out`, whose rows lie `pitch` bytes apart. `None` if the file does not hold it.
+    /// Copies a part of the matrix to `out`, whose rows lie `pitch` bytes apart; columns are counted in blocks. `None` if the file
+    /// does not hold it.
     pub(super) fn copy(
         &self,
         rows: Range<usize>,

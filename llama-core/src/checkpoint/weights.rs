@@ -36,16 +36,17 @@ impl Tensor {
         Self { info: TensorInfo { dtype, shape }, axis, parts }
     }
 
-    /// Rows and columns; a vector is one row.
+    /// Rows, and columns in blocks; a vector is one row.
     fn extent(&self) -> (usize, usize) {
+        let blocks = |cols| cols / self.info.dtype.block_len(); // views have whole blocks
         match *self.info.shape {
-            [rows, cols] => (rows, cols),
-            [cols] => (1, cols),
+            [rows, cols] => (rows, blocks(cols)),
+            [cols] => (1, blocks(cols)),
             _ => (0, 0), // views are vectors and matrices
         }
     }
 
-    /// Gathers a part of the tensor, row-major. The error is the part whose file does not hold it.
+    /// Gathers a part of the tensor, row-major, columns counted in blocks. The error is the part whose file does not hold it.
     fn gather(&self, rows: &Range<usize>, cols: &Range<usize>, out: &mut [u8]) -> Result<(), &View> {
         if out.is_empty() {
             return Ok(());
@@ -166,7 +167,14 @@ impl WeightSource for Weights {
         let (n_rows, n_cols) = tensor.extent();
         let (rows, cols) = match (&**shape, dim) {
             ([_, _], 0) => (range, 0..n_cols),
-            _ => (0..n_rows, range), // the columns of a matrix, or a vector's only dimension
+            // The columns of a matrix, or a vector's only dimension.
+            _ => {
+                let len = tensor.info.dtype.block_len();
+                if !range.start.is_multiple_of(len) || !range.end.is_multiple_of(len) {
+                    return Err(wrong(format!("{range:?} cuts blocks of {len} elements")));
+                }
+                (0..n_rows, range.start / len..range.end / len)
+            }
         };
         let expected = rows.len() * cols.len() * tensor.info.dtype.size();
         if out.len() != expected {

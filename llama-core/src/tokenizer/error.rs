@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use llama_backend::TokenId;
 use thiserror::Error;
 
+use crate::checkpoint::GgufError;
+
 /// Why a tokenizer cannot be read, or ids cannot be decoded.
 ///
 /// A file of an unsupported kind is an error that names the kind: reading it anyway would give ids that the model was
@@ -47,6 +49,9 @@ pub enum TokenizerError {
     /// Not the JSON of a `tokenizer.json`.
     #[error("not a tokenizer.json")]
     Json(#[from] serde_json::Error),
+    /// A GGUF file whose header cannot be read, or does not hold what a tokenizer needs.
+    #[error("no tokenizer")]
+    Gguf(#[from] GgufError),
     /// One piece of the vocabulary cannot be right.
     #[error("piece {id} {problem}")]
     BadPiece {

@@ -1,6 +1,6 @@
 //! Text to token ids and back, exactly as SentencePiece does it for Llama 2.
 //!
-//! The decision: two file formats, one tokenizer. `tokenizer.model` and `tokenizer.json` are both read into the same
+//! The decision: three file formats, one tokenizer. `tokenizer.model`, `tokenizer.json` and a GGUF file are all read into the same
 //! checked vocabulary, merges run in the `tokenizers` crate, and what that crate does differently from the reference
 //! (control tokens in text, invalid bytes, leading spaces) is not used of it. Text can never become a control id: BOS
 //! and EOS come from [`Segment`]s or from the caller, and the text `</s>` is four ordinary characters.
@@ -8,13 +8,14 @@
 mod detokenizer;
 mod encode;
 mod error;
+mod gguf;
 mod hf;
 mod sentencepiece;
 mod vocab;
 
 use std::fmt;
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use llama_dialog::{Dialog, Segment, TagFound};
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
 
+use crate::checkpoint::{CheckpointError, mmap};
 use encode::Encoder;
 use vocab::{Parts, Vocab};
 
@@ -51,7 +53,7 @@ struct Inner {
 impl Tokenizer {
     /// Reads a tokenizer from a file, or from the `tokenizer.model` or else the `tokenizer.json` of a directory.
     ///
-    /// What a file is shows from its content; its name does not matter.
+    /// What a file is shows from its content; its name does not matter. Of a GGUF file only the header is read.
     ///
     /// # Errors
     ///
@@ -75,7 +77,12 @@ impl Tokenizer {
         };
         let read = || {
             let mut bytes = Vec::new();
-            fs::File::open(&file)?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
+            let mut opened = fs::File::open(&file)?;
+            opened.by_ref().take(gguf::MAGIC.len() as u64).read_to_end(&mut bytes)?;
+            if bytes == gguf::MAGIC {
+                return Tokenizer::from_bytes(mmap::map(&file).map_err(not_mapped)?.bytes());
+            }
+            opened.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
             match bytes.len() as u64 > MAX_FILE_LEN {
                 true => Err(TokenizerError::TooLarge { limit: MAX_FILE_LEN }),
                 false => Tokenizer::from_bytes(&bytes),
@@ -84,7 +91,7 @@ impl Tokenizer {
         read().map_err(|source| TokenizerError::File { path: file.clone(), source: Box::new(source) })
     }
 
-    /// Reads a tokenizer from the content of a file of either format, say one that is embedded in the program.
+    /// Reads a tokenizer from the content of a file of any of the formats, say one that is embedded in the program.
     ///
     /// # Errors
     ///
@@ -97,8 +104,11 @@ impl Tokenizer {
     /// assert!(matches!(error, TokenizerError::Malformed { .. }));
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
-        let Parts { pieces, merges, rules, names } =
-            if is_json(bytes) { hf::read(bytes)? } else { sentencepiece::read(bytes)? };
+        let Parts { pieces, merges, rules, names } = match bytes {
+            gguf if gguf.starts_with(gguf::MAGIC) => gguf::read(gguf)?,
+            json if is_json(json) => hf::read(json)?,
+            model => sentencepiece::read(model)?,
+        };
         let vocab = Vocab::new(pieces, rules, &names)?;
         let encoder = Encoder::new(&vocab, merges)?;
         Ok(Tokenizer(Arc::new(Inner { vocab, encoder })))
@@ -324,6 +334,14 @@ impl fmt::Debug for Tokenizer {
             .field("rules", rules)
             .finish()
     }
+}
+
+/// What the checkpoint's reader says of a file that it cannot map.
+fn not_mapped(error: CheckpointError) -> TokenizerError {
+    TokenizerError::Io(match error {
+        CheckpointError::Io { source, .. } => source,
+        other => io::Error::other(other),
+    })
 }
 
 /// Whether this is the beginning of a JSON object. A protobuf can begin with a line feed and a brace too (key and length
