@@ -19,13 +19,13 @@ use std::sync::Arc;
 
 use fixtures::random::{Format, write};
 use llama_backend::testing::{LAWS, OneModel, Outcome, RandomWeights, Suite, Tolerance};
-use llama_backend::{Backend, ModelSource};
+use llama_backend::{Backend, ModelConfig, ModelSource};
 use llama_core::checkpoint::{self, Checkpoint};
 use llama_core::{BackendKind, DType, Device};
 
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 const BEGIN: &str = "<!-- support table: written by llama-core/tests/support_table.rs -->\n\n";
-const END: &str = "\n<!-- end of the support table -->";
+const END: &str = "<!-- end of the support table -->";
 const UPDATE: &str = "LLAMA_UPDATE_README=1";
 
 /// What the laws say of a model on an engine.
@@ -71,9 +71,12 @@ fn rows(folder: &Path) -> Vec<Row> {
     }
     for (maker, name) in [("Optimum", "optimum"), ("onnxruntime-genai", "genai")] {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../llama-backend-onnx/tests/fixtures");
-        let opened = checkpoint::open(fixtures.join(name)).unwrap();
-        let weights = Arc::new(RandomWeights::new(opened.config().clone(), DType::F32, 7)); // those of make_fixtures.py
-        let read = Read::Graph(OneModel { source: opened.source(), weights });
+        let folder = fixtures.join(name);
+        // Those of make_fixtures.py. genai_config.json does not say ffn_dim.
+        let config = ModelConfig { ffn_dim: 172, ..checkpoint::open(&folder).unwrap().config().clone() };
+        let source = ModelSource::Graph { path: folder.join("model.onnx"), config: config.clone() };
+        let weights = Arc::new(RandomWeights::new(config, DType::F32, 7));
+        let read = Read::Graph(OneModel { source, weights });
         rows.push(Row { what: format!("`model.onnx` of {maker}"), dtype: DType::F32, read });
     }
     rows
@@ -121,7 +124,7 @@ fn the_readme_says_what_the_laws_say() {
     }
     if std::env::var_os("LLAMA_UPDATE_README").is_some_and(|value| value == "1") {
         assert_eq!(engines, BackendKind::ALL, "every engine must be compiled in to write the whole table");
-        fs::write(README, [&readme[..start], &table, &readme[end..]].concat()).unwrap();
+        fs::write(README, [&readme[..start], &table, "\n", &readme[end..]].concat()).unwrap();
         return;
     }
     assert!(wrong.is_empty(), "{} ({UPDATE} writes it)", wrong.join("\n"));
