@@ -134,10 +134,9 @@ impl Backend for TchBackend {
     ) -> std::result::Result<Box<dyn Model>, BackendError> {
         match source {
             ModelSource::Weights(weights) => Ok(Box::new(load::load(self, &*weights, params)?)),
-            #[allow(unreachable_patterns, reason = "the enum may grow")]
             _ => Err(BackendError::Unsupported {
                 backend: NAME,
-                what: "a source that is not a checkpoint's weights".to_owned(),
+                what: "a source that is not a checkpoint's weights; the onnx backend runs graphs".to_owned(),
             }),
         }
     }
