@@ -5,79 +5,30 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with helpers")]
 
-use std::collections::HashMap;
 use std::io::{BufWriter, Write};
-use std::ops::Range;
 use std::sync::Arc;
 
-use llama_backend::{
-    Backend, Batch, DType, Device, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot,
-    TensorInfo, TokenId, Want, WeightBytes, WeightError, WeightSource,
-};
+use llama_backend::testing::{FlatWeights, prefill_and_decode, process_status};
+use llama_backend::{Backend, DType, Device, LoadParams, Model, ModelConfig, ModelSource};
 use llama_backend_onnx::OnnxBackend;
 use memmap2::Mmap;
 
-/// A file of tensors of one type, one after the other, in a memory map.
-#[derive(Debug)]
-struct MappedFile {
-    config: ModelConfig,
-    dtype: DType,
-    map: Arc<Mmap>,
-    ranges: HashMap<String, Range<usize>>,
-}
-
-impl WeightSource for MappedFile {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
-        let (_, shape) = self.config.tensors().find(|(tensor, _)| tensor == name).unwrap();
-        Ok(TensorInfo { dtype: self.dtype, shape })
-    }
-
-    fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
-        Ok(WeightBytes::new(Arc::clone(&self.map) as _, self.ranges[name].clone()).unwrap())
-    }
-
-    fn read_slice(&self, _: &str, _: usize, _: Range<usize>, _: &mut [u8]) -> Result<(), WeightError> {
-        unimplemented!("the engine reads whole tensors")
-    }
-}
-
-/// Writes a random model to a temporary file, and maps it. The file goes with the map.
+/// A model in a temporary file, mapped: its bytes, and how many. The file goes with the map.
 #[allow(unsafe_code)] // memory maps are
-fn random_file(config: ModelConfig, dtype: DType) -> MappedFile {
-    // Small numbers over and over, in bf16 or as the halves of f32: what they are does not matter here, only that they are no
-    // zeros.
-    let pattern: Vec<u8> = (0..1u32 << 15)
-        .flat_map(|i| (0x3c00 | (i.wrapping_mul(0x9e37_79b9) >> 16) as u16 & 0x80ff).to_le_bytes())
-        .collect();
+fn mapped(config: &ModelConfig, dtype: DType) -> (Arc<FlatWeights>, u64) {
     let file = tempfile::tempfile().unwrap();
     let mut writer = BufWriter::new(&file);
-    let (mut ranges, mut end) = (HashMap::new(), 0);
-    for (name, shape) in config.tensors() {
-        let len = dtype.size() * shape.iter().product::<usize>();
-        for part in 0..len.div_ceil(pattern.len()) {
-            let left = len - part * pattern.len();
-            writer.write_all(&pattern[..left.min(pattern.len())]).unwrap();
-        }
-        ranges.insert(name, end..end + len);
-        end += len;
-    }
+    FlatWeights::write_to(config, dtype, &mut writer).unwrap();
     writer.flush().unwrap();
     drop(writer);
     // SAFETY: the file has no name, so that nobody else can change it.
-    let map = Arc::new(unsafe { Mmap::map(&file) }.unwrap());
-    MappedFile { config, dtype, map, ranges }
+    let map = unsafe { Mmap::map(&file) }.unwrap();
+    let len = map.len() as u64;
+    (Arc::new(FlatWeights::new(config.clone(), dtype, Arc::new(map)).unwrap()), len)
 }
 
-/// A line of /proc/self/status, in bytes.
 fn status(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kilobytes = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    kilobytes.parse::<u64>().unwrap() * 1024
+    process_status(field).unwrap()
 }
 
 fn config(n_layers: usize) -> ModelConfig {
@@ -95,18 +46,11 @@ fn config(n_layers: usize) -> ModelConfig {
 }
 
 /// Loads a model and uses every weight of it, for a prompt and a decode.
-fn used(source: &Arc<MappedFile>, params: &LoadParams) -> Box<dyn Model> {
+fn used(source: &Arc<FlatWeights>, params: &LoadParams) -> Box<dyn Model> {
     let backend = OnnxBackend::new(Device::Cpu).unwrap();
     let mut model = backend.load(ModelSource::Weights(Arc::clone(source) as _), params).unwrap();
-    let mut logits = Logits::new();
-    let tokens: Vec<TokenId> = (0..129).map(TokenId).collect();
-    let (prompt, next) = tokens.split_at(128);
-    for (start_pos, tokens) in [(0, prompt), (128, next)] {
-        let (slot, want) = (Slot(0), Want::Last);
-        let run = Run { slot, start_pos, tokens, want };
-        model.forward(&Batch::new(&[run]), &mut logits).unwrap();
-        assert!(logits.as_slice().iter().all(|logit| logit.is_finite()));
-    }
+    let logits = prefill_and_decode(&mut *model).unwrap();
+    assert!(logits.iter().all(|logit| logit.is_finite()));
     model
 }
 
@@ -116,8 +60,7 @@ fn weights_are_in_memory_once_and_what_is_dropped_is_gone() {
     let params = LoadParams::new(512, 2);
     let backend = OnnxBackend::new(Device::Cpu).unwrap();
 
-    let source = Arc::new(random_file(config(3), DType::F32));
-    let file = source.map.len() as u64;
+    let (source, file) = mapped(&config(3), DType::F32);
     assert!(file >= 500_000_000, "{file} bytes");
     let plan = backend.plan(&config(3), DType::F32, &params);
     let model = used(&source, &params);
@@ -136,8 +79,7 @@ fn weights_are_in_memory_once_and_what_is_dropped_is_gone() {
     drop(source);
 
     // Widened matrices take twice their file's bytes, which stay mapped until the system wants their memory back.
-    let source = Arc::new(random_file(config(3), DType::BF16));
-    let file = source.map.len() as u64;
+    let (source, file) = mapped(&config(3), DType::BF16);
     let plan = backend.plan(&config(3), DType::BF16, &params);
     drop(used(&source, &params));
     let model = used(&source, &params);
@@ -150,13 +92,13 @@ fn weights_are_in_memory_once_and_what_is_dropped_is_gone() {
     // Small models, made and dropped again and again.
     let small =
         ModelConfig { dim: 256, ffn_dim: 512, n_heads: 4, n_kv_heads: 2, vocab_size: 2000, ..config(2) };
-    let source = Arc::new(random_file(small, DType::F32));
+    let (source, _) = mapped(&small, DType::F32);
     (0..5).for_each(|_| drop(used(&source, &params)));
     let before = status("RssAnon");
     (0..50).for_each(|_| drop(used(&source, &params)));
     let grown = status("RssAnon").saturating_sub(before);
     println!("50 models later: {grown} bytes more");
     // Less than a tenth of a model's KV cache each.
-    let one = backend.plan(&source.config, DType::F32, &params).kv_cache;
+    let one = backend.plan(&small, DType::F32, &params).kv_cache;
     assert!(grown < 5 * one, "grown by {grown}; a KV cache is {one}");
 }

@@ -8,47 +8,34 @@
 use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
-use llama_backend::testing::FlatWeights;
-use llama_backend::{
-    Backend, Batch, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot, TokenId, Want,
-};
+use llama_backend::testing::{FlatWeights, prefill_and_decode, process_status};
+use llama_backend::{Backend, DType, LoadParams, Model, ModelConfig, ModelSource};
 use llama_backend_tch::TchBackend;
 use memmap2::Mmap;
 
 /// A model in a temporary file, mapped: its bytes, and how many. The file goes with the map.
 #[allow(unsafe_code)] // memory maps are
-fn mapped(config: &ModelConfig) -> (Arc<FlatWeights>, u64) {
+fn mapped(config: &ModelConfig, dtype: DType) -> (Arc<FlatWeights>, u64) {
     let file = tempfile::tempfile().unwrap();
     let mut writer = BufWriter::new(&file);
-    FlatWeights::write_to(config, &mut writer).unwrap();
+    FlatWeights::write_to(config, dtype, &mut writer).unwrap();
     writer.flush().unwrap();
     drop(writer);
     // SAFETY: the file has no name, so that nobody else can change it.
     let map = unsafe { Mmap::map(&file) }.unwrap();
     let len = map.len() as u64;
-    (Arc::new(FlatWeights::new(config.clone(), Arc::new(map)).unwrap()), len)
+    (Arc::new(FlatWeights::new(config.clone(), dtype, Arc::new(map)).unwrap()), len)
 }
 
-/// A line of /proc/self/status, in bytes.
 fn status(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kilobytes = line.unwrap().trim().strip_suffix(" kB").unwrap();
-    kilobytes.parse::<u64>().unwrap() * 1024
+    process_status(field).unwrap()
 }
 
-/// Prefills 128 tokens and decodes one.
+/// A model that has been used.
 fn use_model(backend: &TchBackend, source: Arc<FlatWeights>, params: &LoadParams) -> Box<dyn Model> {
     let mut model = backend.load(ModelSource::Weights(source), params).unwrap();
-    let mut logits = Logits::new();
-    let tokens: Vec<TokenId> = (0..129).map(TokenId).collect();
-    let (prompt, next) = tokens.split_at(128);
-    for (start_pos, tokens) in [(0, prompt), (128, next)] {
-        let (slot, want) = (Slot(0), Want::Last);
-        let run = Run { slot, start_pos, tokens, want };
-        model.forward(&Batch::new(&[run]), &mut logits).unwrap();
-        assert!(logits.as_slice().iter().all(|logit| logit.is_finite()));
-    }
+    let logits = prefill_and_decode(&mut *model).unwrap();
+    assert!(logits.iter().all(|logit| logit.is_finite()));
     model
 }
 
@@ -69,10 +56,10 @@ fn a_half_precision_model_is_in_memory_once() {
     // Without half products all is widened: what must not be kept.
     for backend in [TchBackend::default(), TchBackend::default().with_half_products()] {
         let small = ModelConfig { dim: 128, n_layers: 1, ffn_dim: 256, vocab_size: 256, ..config.clone() };
-        drop(use_model(&backend, mapped(&small).0, &params));
+        drop(use_model(&backend, mapped(&small, DType::BF16).0, &params));
         let before = status("VmRSS");
 
-        let (source, file) = mapped(&config);
+        let (source, file) = mapped(&config, DType::BF16);
         assert!(file >= 500_000_000, "{file} bytes");
         let plan = backend.plan(&config, DType::BF16, &params);
         assert!(plan.weights.abs_diff(file) < file / 1000, "planned {}", plan.weights);

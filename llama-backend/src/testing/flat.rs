@@ -7,24 +7,26 @@ use std::sync::Arc;
 
 use crate::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
 
-/// A bf16 model in one piece of memory: a vector, or a memory map of what [`write_to`](Self::write_to) wrote.
+/// A model of one plain type in one piece of memory: a vector, or a memory map of what [`write_to`](Self::write_to) wrote.
 #[derive(Debug, Clone)]
 pub struct FlatWeights {
     config: ModelConfig,
+    dtype: DType,
     tensors: HashMap<String, (Vec<usize>, WeightBytes)>,
 }
 
 impl FlatWeights {
-    /// Writes a model of this shape: small numbers over and over. What they are does not matter, only that they are no zeros.
+    /// Writes a model of this shape: small numbers over and over, in bf16 or as the halves of f32. What they are does not matter, only
+    /// that they are no zeros.
     ///
     /// # Errors
     ///
     /// What `out` says.
-    pub fn write_to(config: &ModelConfig, out: &mut impl Write) -> io::Result<()> {
+    pub fn write_to(config: &ModelConfig, dtype: DType, out: &mut impl Write) -> io::Result<()> {
         let pattern: Vec<u8> = (0..1u32 << 15)
             .flat_map(|i| (0x3c00 | (i.wrapping_mul(0x9e37_79b9) >> 16) as u16 & 0x80ff).to_le_bytes())
             .collect();
-        for (_, range) in ranges(config) {
+        for (_, range) in ranges(config, dtype) {
             let len = range.len();
             for part in 0..len.div_ceil(pattern.len()) {
                 let left = len - part * pattern.len();
@@ -36,12 +38,16 @@ impl FlatWeights {
 
     /// The model that was written to `memory`; `None` where that is too short.
     #[must_use]
-    pub fn new(config: ModelConfig, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Option<Self> {
+    pub fn new(
+        config: ModelConfig,
+        dtype: DType,
+        memory: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    ) -> Option<Self> {
         let tensor =
             |((name, shape), range)| Some((name, (shape, WeightBytes::new(Arc::clone(&memory), range)?)));
-        let ranges = ranges(&config).into_iter().map(|(_, range)| range);
+        let ranges = ranges(&config, dtype).into_iter().map(|(_, range)| range);
         let tensors = config.tensors().zip(ranges).map(tensor).collect::<Option<_>>()?;
-        Some(Self { config, tensors })
+        Some(Self { config, dtype, tensors })
     }
 
     fn tensor(&self, name: &str) -> Result<&(Vec<usize>, WeightBytes), WeightError> {
@@ -51,11 +57,11 @@ impl FlatWeights {
 }
 
 /// Where each tensor lies.
-fn ranges(config: &ModelConfig) -> Vec<(String, Range<usize>)> {
+fn ranges(config: &ModelConfig, dtype: DType) -> Vec<(String, Range<usize>)> {
     let mut end = 0;
     let range = |(name, shape): (String, Vec<usize>)| {
         let start = end;
-        end += shape.iter().product::<usize>() * DType::BF16.size();
+        end += shape.iter().product::<usize>() * dtype.size();
         (name, start..end)
     };
     config.tensors().map(range).collect()
@@ -67,7 +73,7 @@ impl WeightSource for FlatWeights {
     }
 
     fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
-        Ok(TensorInfo { dtype: DType::BF16, shape: self.tensor(name)?.0.clone() })
+        Ok(TensorInfo { dtype: self.dtype, shape: self.tensor(name)?.0.clone() })
     }
 
     fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {

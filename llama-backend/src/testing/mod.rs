@@ -16,6 +16,7 @@
 mod flat;
 mod laws;
 mod oracle;
+mod process;
 mod random;
 mod rig;
 mod suite;
@@ -23,5 +24,6 @@ mod suite;
 pub use flat::FlatWeights;
 pub use laws::LAWS;
 pub use oracle::{NaiveBackend, Oracle};
+pub use process::{prefill_and_decode, process_status};
 pub use random::{RandomWeights, Rng};
 pub use suite::{Law, OneModel, Outcome, Suite, Tolerance, Violation, check_skips, run};
