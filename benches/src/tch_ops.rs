@@ -61,7 +61,7 @@ pub fn measure(n_threads: usize, rounds: usize) -> Result<Vec<Call>, Error> {
                 run("mkldnn_linear", &|| Ok(oned(w)?))?;
             } else {
                 run("ours with half products", &|| Ok(half.run(&x)?))?;
-                run("widened as a whole, matmul_out", &|| Ok(widened()?))?;
+                run("widened as a whole and matmul_out", &|| Ok(widened()?))?;
             }
             // Where it is emulated, one of these takes minutes.
             if n <= 16 || dtype == DType::F32 {
