@@ -49,6 +49,6 @@ pub use config::{ModelConfig, meta_ffn_dim};
 pub use device::{Device, ParseDeviceError};
 pub use dtype::DType;
 pub use error::BackendError;
-pub use params::{LoadParams, MemoryPlan};
+pub use params::{Computation, LoadParams, MemoryPlan};
 pub use slots::Slots;
 pub use weights::{TensorInfo, WeightBytes, WeightError, WeightSource, check_weights, read_tensor};

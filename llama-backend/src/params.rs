@@ -1,4 +1,7 @@
 //! [`LoadParams`], the limits that a model is loaded with, and [`MemoryPlan`], what they cost.
+//!
+//! How quantised weights are multiplied is one of them ([`Computation`]): it is the caller's to choose between the numbers and the
+//! time, and no engine's.
 
 use crate::{BackendError, DType, ModelConfig};
 
@@ -21,13 +24,37 @@ pub struct LoadParams {
     pub max_batch_tokens: usize,
     /// Threads to compute on; `None` for as many as the process may use.
     pub threads: Option<usize>,
+    /// How quantised weights are multiplied.
+    pub computation: Computation,
+}
+
+/// How quantised weights are multiplied. Weights in f32, f16 and bf16 are computed the same under both.
+///
+/// Both read the same blocks. Nothing is ever rounded over more than one row, so that a row's neighbours in a batch do not change what
+/// it is rounded to. An engine that has no faster way for a type computes it as [`Exact`](Self::Exact) says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Computation {
+    /// Each weight is widened to the number that its block says, and activations stay f32: what "token for token" covers.
+    Exact,
+    /// Activations are rounded to 8 bits, with a scale for each block of a row, and multiplied as whole numbers: several times as fast,
+    /// and near the other, not equal to it.
+    #[default]
+    Fast,
 }
 
 impl LoadParams {
-    /// Limits for `n_slots` sequences of `max_seq_len` positions, 512 tokens a forward pass, on all threads.
+    /// Limits for `n_slots` sequences of `max_seq_len` positions, 512 tokens a forward pass, on all threads, quantised weights
+    /// [fast](Computation::Fast).
     #[must_use]
     pub fn new(max_seq_len: usize, n_slots: usize) -> Self {
-        Self { max_seq_len, n_slots, max_batch_tokens: 512.max(n_slots), threads: None }
+        Self {
+            max_seq_len,
+            n_slots,
+            max_batch_tokens: 512.max(n_slots),
+            threads: None,
+            computation: Computation::default(),
+        }
     }
 
     /// The threads to compute on.

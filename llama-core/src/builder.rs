@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llama_backend::{Backend, BackendError, DType, Device, ModelConfig, ModelSource, WeightSource};
+use llama_backend::{
+    Backend, BackendError, Computation, DType, Device, ModelConfig, ModelSource, WeightSource,
+};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::generate::Engine;
@@ -30,6 +32,7 @@ pub struct LlamaBuilder {
     device: Device,
     dtype: Option<DType>,
     quantization: Option<Quantization>,
+    computation: Computation,
     seed: u64,
     threads: Option<usize>,
     max_seq_len: usize,
@@ -86,6 +89,7 @@ impl Default for LlamaBuilder {
             device: Device::default(),
             dtype: None,
             quantization: None,
+            computation: Computation::default(),
             seed: 1, // the reference's
             threads: None,
             max_seq_len: 512,
@@ -170,6 +174,14 @@ impl LlamaBuilder {
     #[must_use]
     pub fn quantize(mut self, quantization: Quantization) -> Self {
         self.quantization = Some(quantization);
+        self
+    }
+
+    /// How quantised weights are multiplied. Default: [`Computation::Fast`]; answers equal the reference's token for token, as those
+    /// of other weights do, under [`Computation::Exact`].
+    #[must_use]
+    pub fn computation(mut self, computation: Computation) -> Self {
+        self.computation = computation;
         self
     }
 
@@ -294,7 +306,8 @@ impl LlamaBuilder {
                 graph
             }
         };
-        let params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
+        let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
+        params.computation = self.computation;
         let engine = Engine::start(move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
     }

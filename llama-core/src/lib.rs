@@ -49,7 +49,7 @@ pub use builder::LlamaBuilder;
 pub use error::Error;
 pub use generate::{FinishReason, GenerateError, Usage};
 pub use llama::Llama;
-pub use llama_backend::{Backend, BackendError, DType, Device, ModelConfig, TokenId};
+pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
 pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
 pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
 pub use registry::BackendKind;
