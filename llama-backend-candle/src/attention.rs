@@ -74,7 +74,7 @@ impl CustomOp3 for Attend<'_> {
         let (q, k, v) = (floats(q, q_layout)?, floats(k, k_layout)?, floats(v, v_layout)?);
         let mut cache = cache.borrow_mut(); // the operation is called once
         let HostCache { keys, values } = &mut **cache;
-        attention::store(shape, rope, spans, (k, v), (keys, values));
+        attention::store(ctx, shape, rope, spans, (k, v), (keys, values));
         let mut out = vec![0.0; q.len()];
         attention::attend(ctx, shape, rope, spans, q, (keys, values), &mut out);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))

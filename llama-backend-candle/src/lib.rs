@@ -1,8 +1,8 @@
 //! The Llama 2 forward pass on [candle](https://github.com/huggingface/candle).
 //!
 //! Our own model code on candle's tensors. Weights stay as the checkpoint stores them (f32, f16, bf16), on the CPU in the
-//! reader's memory map itself; quantised ones it does not take yet, so that llama-core hands them over in f32. Activations, sums,
-//! norms and the KV cache are f32. On the CPU the operations are candle custom operations over kernels of ours, chosen at run time
+//! reader's memory map itself; quantised ones are packed for the kernels, or used as they lie where the caller wants them exact
+//! ([`Computation`](llama_backend::Computation)). Activations, sums, norms and the KV cache are f32. On the CPU the operations are candle custom operations over kernels of ours, chosen at run time
 //! for the processor; on a GPU they are candle's own.
 //!
 //! Feature | What it adds
@@ -44,7 +44,7 @@ use crate::kernels::Isa;
 /// The engine's name in errors.
 const NAME: &str = "candle";
 /// The types of matrices that are taken as they are stored.
-const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+const DTYPES: &[DType] = DType::ALL;
 
 /// The candle engine on one device.
 #[derive(Debug, Clone)]

@@ -1,18 +1,21 @@
 //! Weight matrices: the only place that knows how weights are stored.
 //!
-//! On the CPU a matrix is the checkpoint's own bytes, shared with the reader's memory map, and is widened in registers or tile by
-//! tile as it is used. On a device it is a tensor of the stored type, widened as a whole for the one product.
+//! On the CPU a matrix is the checkpoint's own bytes, shared with the reader's memory map, and is widened in registers or chunk by
+//! chunk as it is used; quantised blocks are packed for the kernels on bytes, unless the caller wants them exact. On a device it is a
+//! tensor of the stored type (blocks: of f32), widened as a whole for the one product.
 //!
 //! Shapes: a matrix is `[n_out, n_in]`, row-major; activations are `[n, n_in]`, f32.
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use half::{bf16, f16};
-use llama_backend::{DType, TokenId, WeightBytes};
+use candle_core::{Result, Tensor};
+use llama_backend::quant::dequantize;
+use llama_backend::{Computation, DType, TokenId, WeightBytes};
 
 use crate::kernels::Context;
-use crate::kernels::matmul::{self, Element};
+use crate::kernels::dense::{self, Element, Rows};
+use crate::kernels::matmul::{Product, Weights, matmul};
+use crate::kernels::quant::Packed;
 use crate::ops::{Ops, floats};
 
 /// A weight matrix, `[n_out, n_in]`.
@@ -25,52 +28,52 @@ pub(crate) struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    /// As the checkpoint stores it. Whole, and aligned to its type: [`Linear::new`] checked that.
-    Host {
-        ctx: Arc<Context>,
-        dtype: DType,
-        bytes: WeightBytes,
-    },
+    Host(Arc<Context>, Host),
     Tensor(Tensor),
 }
 
-/// Calls `$f` with the weights as a slice of their own type.
-macro_rules! with_elements {
-    ($dtype:expr, $bytes:expr, |$weights:ident| $f:expr) => {
-        match $dtype {
-            DType::F32 => {
-                let $weights = elements::<f32>($bytes)?;
-                $f
-            }
-            DType::F16 => {
-                let $weights = elements::<f16>($bytes)?;
-                $f
-            }
-            DType::BF16 => {
-                let $weights = elements::<bf16>($bytes)?;
-                $f
-            }
-            other => candle_core::bail!("no kernel for weights stored as {other}"),
-        }
-    };
+#[derive(Debug)]
+enum Host {
+    /// As the checkpoint stores it. Whole, and aligned to its type: [`Linear::new`] checked that.
+    Stored(DType, WeightBytes),
+    /// Blocks, in the kernels' order.
+    Packed(Packed),
+}
+
+/// What a matrix is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Its rows are looked up.
+    Rows,
+    /// It is multiplied, its blocks in this way.
+    Products(Computation),
 }
 
 impl Linear {
     /// A matrix over a checkpoint's bytes. Fails where they are not `[n_out, n_in]` elements at an aligned address.
     pub(crate) fn new(
         ops: &Ops,
-        n_out: usize,
-        n_in: usize,
+        [n_out, n_in]: [usize; 2],
         dtype: DType,
         bytes: WeightBytes,
+        used: Use,
     ) -> Result<Self> {
-        with_elements!(dtype, &bytes, |weights| if weights.len() != n_out * n_in {
-            candle_core::bail!("{} elements for a matrix of [{n_out}, {n_in}]", weights.len())
-        });
+        if dtype.n_bytes(n_in).and_then(|row| row.checked_mul(n_out)) != Some(bytes.len()) {
+            candle_core::bail!("{} bytes for a matrix of [{n_out}, {n_in}] in {dtype}", bytes.len());
+        }
         let weight = match ops {
+            Ops::Host(ctx) if dtype.is_quantized() && used == Use::Products(Computation::Fast) => {
+                let packed = Packed::new(&ctx.pool, dtype, [n_out, n_in], &bytes)?;
+                Weight::Host(Arc::clone(ctx), Host::Packed(packed))
+            }
             Ops::Host(ctx) => {
-                let ctx = Arc::clone(ctx);
-                Weight::Host { ctx, dtype, bytes }
+                stored(dtype, &bytes)?;
+                Weight::Host(Arc::clone(ctx), Host::Stored(dtype, bytes))
+            }
+            Ops::Tensors(device) if dtype.is_quantized() => {
+                let mut widened = vec![0.0; n_out * n_in];
+                dequantize(dtype, &bytes, &mut widened).map_err(candle_core::Error::wrap)?;
+                Weight::Tensor(Tensor::from_vec(widened, (n_out, n_in), device)?)
             }
             Ops::Tensors(device) => {
                 let dtype = tensor_dtype(dtype)?;
@@ -82,39 +85,77 @@ impl Linear {
 
     /// `x · Wᵀ`: `[n, n_in]` to `[n, n_out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Host { ctx, dtype, bytes } => {
-                let (n_out, n_in) = (self.n_out, self.n_in);
-                x.apply_op1_no_bwd(&MatMul { ctx, dtype: *dtype, bytes, n_out, n_in })
+        let [out] = Self::forward_all([self], x)?;
+        Ok(out)
+    }
+
+    /// The same for several matrices, as one step: on the host the threads meet once for all of them.
+    pub(crate) fn forward_all<const N: usize>(all: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let (n, _) = x.dims2()?;
+        if all.iter().any(|linear| matches!(linear.weight, Weight::Tensor(_))) {
+            let mut out = [const { None }; N];
+            for (out, linear) in out.iter_mut().zip(all) {
+                *out = Some(linear.forward_tensor(x)?);
             }
-            Weight::Tensor(weight) => x.matmul(&weight.to_dtype(candle_core::DType::F32)?.t()?),
+            return whole(out);
         }
+        let mut outs = all.map(|linear| vec![0.0; n * linear.n_out]);
+        Self::multiply(&all, x, outs.iter_mut().map(Vec::as_mut_slice))?;
+        let mut out = [const { None }; N];
+        for ((out, numbers), linear) in out.iter_mut().zip(outs).zip(all) {
+            *out = Some(Tensor::from_vec(numbers, (n, linear.n_out), &candle_core::Device::Cpu)?);
+        }
+        whole(out)
     }
 
     /// `x · Wᵀ`, written to `out: [n, n_out]`: logits leave the engine without a copy of their own.
     pub(crate) fn forward_into(&self, x: &Tensor, out: &mut [f32]) -> Result<()> {
-        let (n, k) = x.dims2()?;
-        if k != self.n_in || out.len() != n * self.n_out {
-            candle_core::bail!(
-                "[{n}, {k}] times a matrix of [{}, {}] into {}",
-                self.n_out,
-                self.n_in,
-                out.len()
-            );
-        }
         match &self.weight {
-            Weight::Host { ctx, dtype, bytes } => {
-                let (storage, layout) = x.storage_and_layout();
-                let candle_core::Storage::Cpu(storage) = &*storage else {
-                    candle_core::bail!("weights on the host, activations on a device");
-                };
-                let x = floats(storage, layout)?;
-                with_elements!(*dtype, bytes, |weights| matmul::matmul(ctx, x, weights, k, out));
-            }
+            Weight::Host(..) => Self::multiply(&[self], x, [out].into_iter()),
             Weight::Tensor(_) => {
-                let logits = self.forward(x)?.flatten_all()?.to_vec1::<f32>()?;
+                let logits = self.forward_tensor(x)?.flatten_all()?.to_vec1::<f32>()?;
+                if logits.len() != out.len() {
+                    candle_core::bail!("{} logits into {}", logits.len(), out.len());
+                }
                 out.copy_from_slice(&logits);
+                Ok(())
             }
+        }
+    }
+
+    fn forward_tensor(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Tensor(weight) => x.matmul(&weight.to_dtype(candle_core::DType::F32)?.t()?),
+            Weight::Host(..) => candle_core::bail!("weights on the host, activations on a device"),
+        }
+    }
+
+    /// On the host: `outs[i] = x · all[i]ᵀ`.
+    fn multiply<'a>(all: &[&Self], x: &Tensor, outs: impl Iterator<Item = &'a mut [f32]>) -> Result<()> {
+        let (n, k) = x.dims2()?;
+        let (storage, layout) = x.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else {
+            candle_core::bail!("weights on the host, activations on a device");
+        };
+        let mut context = None;
+        let mut products = Vec::with_capacity(all.len());
+        for (linear, out) in all.iter().zip(outs) {
+            let Self { n_out, n_in, weight } = linear;
+            let Weight::Host(ctx, host) = weight else {
+                candle_core::bail!("weights in different places");
+            };
+            if k != *n_in || out.len() != n * n_out {
+                candle_core::bail!("[{n}, {k}] times a matrix of [{n_out}, {n_in}] into {}", out.len());
+            }
+            let weights = match host {
+                Host::Stored(dtype, bytes) => Weights::Dense(stored(*dtype, bytes)?),
+                Host::Packed(packed) => Weights::Packed(packed),
+            };
+            context = Some(ctx);
+            products.push(Product { weights, n_out: *n_out, out });
+        }
+        if let Some(ctx) = context {
+            matmul(ctx, floats(storage, layout)?, k, products);
         }
         Ok(())
     }
@@ -123,16 +164,26 @@ impl Linear {
     pub(crate) fn rows(&self, ids: &[TokenId]) -> Result<Tensor> {
         let shape = (ids.len(), self.n_in);
         match &self.weight {
-            Weight::Host { ctx, dtype, bytes } => {
+            Weight::Host(ctx, Host::Stored(dtype, bytes)) => {
+                let weights = stored(*dtype, bytes)?;
                 let mut out = vec![0.0; ids.len() * self.n_in];
-                with_elements!(*dtype, bytes, |weights| {
-                    for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.n_in)) {
-                        let from = id.0 as usize * self.n_in;
-                        matmul::widen(ctx, &weights[from..from + self.n_in], out);
+                for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.n_in)) {
+                    let from = id.0 as usize * self.n_in;
+                    let row = from..from + self.n_in;
+                    match weights {
+                        Rows::F32(weights) => out.copy_from_slice(&weights[row]),
+                        Rows::F16(weights) => dense::widen(ctx.isa, &weights[row], out),
+                        Rows::BF16(weights) => dense::widen(ctx.isa, &weights[row], out),
+                        Rows::Blocks(dtype, bytes) => {
+                            let place = |element: usize| element / dtype.block_len() * dtype.size();
+                            let blocks = &bytes[place(row.start)..place(row.end)];
+                            dequantize(dtype, blocks, out).map_err(candle_core::Error::wrap)?;
+                        }
                     }
-                });
+                }
                 Tensor::from_vec(out, shape, &candle_core::Device::Cpu)
             }
+            Weight::Host(_, Host::Packed(_)) => candle_core::bail!("rows of a matrix that was packed for products"),
             Weight::Tensor(weight) => {
                 let ids = ids.iter().map(|id| id.0).collect::<Vec<_>>();
                 let ids = Tensor::new(ids, weight.device())?;
@@ -144,14 +195,23 @@ impl Linear {
 
 /// A vector of weights as an f32 tensor, `[n]`: norms are small, and widened once.
 pub(crate) fn vector(ops: &Ops, dtype: DType, bytes: &WeightBytes) -> Result<Tensor> {
-    let widened: Vec<f32> =
-        with_elements!(dtype, bytes, |weights| weights.iter().map(|w| w.widen()).collect());
+    let mut widened = vec![0.0; bytes.len() / dtype.size() * dtype.block_len()];
+    dequantize(dtype, bytes, &mut widened).map_err(candle_core::Error::wrap)?;
     let n = widened.len();
     Tensor::from_vec(widened, n, ops.device())
 }
 
-fn elements<E: Element>(bytes: &[u8]) -> Result<&[E]> {
-    bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a tensor's bytes: {e}")))
+/// A checkpoint's bytes as what they are.
+fn stored(dtype: DType, bytes: &[u8]) -> Result<Rows<'_>> {
+    fn elements<E: Element>(bytes: &[u8]) -> Result<&[E]> {
+        bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a tensor's bytes: {e}")))
+    }
+    Ok(match dtype {
+        DType::F32 => Rows::F32(elements(bytes)?),
+        DType::F16 => Rows::F16(elements(bytes)?),
+        DType::BF16 => Rows::BF16(elements(bytes)?),
+        blocks => Rows::Blocks(blocks, bytes),
+    })
 }
 
 fn tensor_dtype(dtype: DType) -> Result<candle_core::DType> {
@@ -163,27 +223,8 @@ fn tensor_dtype(dtype: DType) -> Result<candle_core::DType> {
     })
 }
 
-struct MatMul<'a> {
-    ctx: &'a Context,
-    dtype: DType,
-    bytes: &'a WeightBytes,
-    n_out: usize,
-    n_in: usize,
-}
-
-impl CustomOp1 for MatMul<'_> {
-    fn name(&self) -> &'static str {
-        "matmul-as-stored"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, k) = layout.shape().dims2()?;
-        if k != self.n_in {
-            candle_core::bail!("[{n}, {k}] times a matrix of [{}, {}]", self.n_out, self.n_in);
-        }
-        let x = floats(x, layout)?;
-        let mut out = vec![0.0; n * self.n_out];
-        with_elements!(self.dtype, self.bytes, |weights| matmul::matmul(self.ctx, x, weights, k, &mut out));
-        Ok((CpuStorage::F32(out), (n, self.n_out).into()))
-    }
+/// All of them: each was set.
+fn whole<const N: usize>(tensors: [Option<Tensor>; N]) -> Result<[Tensor; N]> {
+    let tensors: Vec<Tensor> = tensors.into_iter().flatten().collect();
+    tensors.try_into().map_err(|_| candle_core::Error::msg("a product that was not computed"))
 }

@@ -7,17 +7,16 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use llama_backend::{
-    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightError, WeightSource,
+    BackendError, Computation, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightError, WeightSource,
     check_weights, read_tensor,
 };
 
 use crate::attention::Attention;
 use crate::kernels::Context;
 use crate::kernels::attention::Shape;
-use crate::kernels::matmul::TILE;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
-use crate::linear::{Linear, vector};
+use crate::linear::{Linear, Use, vector};
 use crate::model::{CandleModel, Layer, Transformer};
 use crate::ops::Ops;
 use crate::{DTYPES, Place, engine, tensors};
@@ -29,8 +28,6 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
         sizes.fold(1, u128::saturating_mul)
     };
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
-    // Other types are handed over as f32.
-    let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
     let ModelConfig { dim, n_heads, n_kv_heads, head_dim, ffn_dim, .. } = *config;
 
     let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
@@ -44,12 +41,14 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let rope = product(&[params.max_seq_len, head_dim]);
     let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
-    let tile = match dtype {
-        DType::F32 => 0,
-        // Up to three products side by side.
-        _ => 3 * TILE.max(dim).max(ffn_dim) as u128,
+    // Activations of 8 bits: 64 bytes for 32.
+    let blocks = match (params.computation, dtype.is_quantized()) {
+        (Computation::Fast, true) => {
+            q_dim.max(product(&[dim.max(ffn_dim)])).saturating_mul(params.max_batch_tokens as u128) / 2
+        }
+        _ => 0,
     };
-    MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, tile]))
+    MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, blocks]))
 }
 
 /// Loads a model to where it will run.
@@ -64,19 +63,13 @@ pub(crate) fn load(
     plan(&config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    let n_threads = params.n_threads();
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(n_threads)
-        .thread_name(|i| format!("llama-candle-{i}"))
-        .build()
-        .map_err(engine)?;
     let shape = shape(&config, params);
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
     let (ops, attention, cache) = match place {
         Place::Host(isa) => {
             let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
-            let ctx = Arc::new(Context::new(*isa, n_threads));
+            let ctx = Arc::new(Context::new(*isa, params.n_threads()).map_err(engine)?);
             let rope = rope()?;
             let ops = Ops::Host(Arc::clone(&ctx));
             (ops, Attention::Host { ctx, shape, rope }, cache)
@@ -88,14 +81,14 @@ pub(crate) fn load(
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
     };
-    let transformer = Reader { source, ops: &ops }.transformer(&config, attention)?;
+    let reader = Reader { source, ops: &ops, computation: params.computation };
+    let transformer = reader.transformer(&config, attention)?;
     Ok(CandleModel {
         slots: Slots::new(&config, params),
         params: params.clone(),
         config,
         transformer,
         cache,
-        pool,
     })
 }
 
@@ -113,6 +106,8 @@ fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
 struct Reader<'a> {
     source: &'a dyn WeightSource,
     ops: &'a Ops,
+    /// How quantised matrices are multiplied.
+    computation: Computation,
 }
 
 impl Reader<'_> {
@@ -134,7 +129,7 @@ impl Reader<'_> {
             })
         };
         Ok(Transformer {
-            tok_embeddings: self.linear("tok_embeddings.weight", vocab_size, dim)?,
+            tok_embeddings: self.matrix("tok_embeddings.weight", [vocab_size, dim], Use::Rows)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
             norm: self.norm("norm.weight")?,
             output: self.linear("output.weight", vocab_size, dim)?,
@@ -144,9 +139,14 @@ impl Reader<'_> {
         })
     }
 
+    /// A matrix that is multiplied.
     fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
+        self.matrix(name, [n_out, n_in], Use::Products(self.computation))
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2], used: Use) -> Result<Linear, BackendError> {
         let (dtype, bytes) = read_tensor(self.source, name)?;
-        Linear::new(self.ops, n_out, n_in, dtype, bytes).map_err(|e| unreadable(name, e))
+        Linear::new(self.ops, shape, dtype, bytes, used).map_err(|e| unreadable(name, e))
     }
 
     /// A norm's weight, `[dim]`.

@@ -9,7 +9,6 @@ use candle_core::{Result, Tensor};
 use llama_backend::{
     BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, Span, TokenId,
 };
-use rayon::ThreadPool;
 
 use crate::attention::Attention;
 use crate::engine;
@@ -25,8 +24,6 @@ pub(crate) struct CandleModel {
     pub(crate) slots: Slots,
     pub(crate) transformer: Transformer,
     pub(crate) cache: KvCache,
-    /// The model's own threads: nothing of it runs elsewhere.
-    pub(crate) pool: ThreadPool,
 }
 
 /// The weights, and what is computed with them.
@@ -68,7 +65,7 @@ impl Model for CandleModel {
         self.slots.check(batch)?;
         let out = out.reset(batch.n_rows(), self.config.vocab_size);
         let (transformer, cache) = (&self.transformer, &mut self.cache);
-        self.pool.install(|| transformer.forward(cache, batch, out)).map_err(engine)?;
+        transformer.forward(cache, batch, out).map_err(engine)?;
         // Until here the new rows lie beyond every slot's length, where nobody reads.
         self.slots.advance(batch);
         Ok(())
@@ -117,13 +114,12 @@ impl Transformer {
     fn layer(&self, layer: &Layer, cache: &mut LayerCache, spans: &[Span], h: Tensor) -> Result<Tensor> {
         let ops = &self.ops;
         let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
-        let (q, (k, v)) =
-            ops.join(|| layer.wq.forward(&x), || ops.join(|| layer.wk.forward(&x), || layer.wv.forward(&x)))?;
+        let [q, k, v] = Linear::forward_all([&layer.wq, &layer.wk, &layer.wv], &x)?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
         let h = (h + layer.wo.forward(&attended)?)?;
 
         let x = ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
-        let (gate, up) = ops.join(|| layer.w1.forward(&x), || layer.w3.forward(&x))?; // [n_tokens, ffn_dim] each
+        let [gate, up] = Linear::forward_all([&layer.w1, &layer.w3], &x)?; // [n_tokens, ffn_dim] each
         let gated = ops.silu_mul(&gate, &up)?;
         h + layer.w2.forward(&gated)?
     }

@@ -34,20 +34,6 @@ impl Ops {
         }
     }
 
-    /// Both results; on the host, computed side by side. A thread that is busy with one of two products need not be woken
-    /// for each: waking costs as much as a small product.
-    pub(crate) fn join<A: Send, B: Send>(
-        &self,
-        a: impl FnOnce() -> Result<A> + Send,
-        b: impl FnOnce() -> Result<B> + Send,
-    ) -> Result<(A, B)> {
-        let (a, b) = match self {
-            Self::Host(_) => rayon::join(a, b),
-            Self::Tensors(_) => (a(), b()),
-        };
-        Ok((a?, b?))
-    }
-
     /// The device of this place's tensors.
     pub(crate) fn device(&self) -> &candle_core::Device {
         match self {

@@ -2,23 +2,23 @@
 //!
 //! A task is a block of one run's tokens with one KV head: the query heads that share it are the rows of one small matrix,
 //! so that each row of the cache is read once for all of them, and nothing is repeated. Tasks share nothing, and go over the
-//! threads as they come. Blocks of many rows multiply by `gemm`, few rows by the dot kernel.
+//! threads as they come. Positions are added one by one, from the first to the token itself, in every row: a row's result is the same
+//! to the bit in any block.
 //!
 //! Shapes: `q: [n_tokens, n_heads, head_dim]`; the cache of a layer: `[n_slots, n_kv_heads, max_seq_len, head_dim]`.
 
-use llama_backend::Span;
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
+use llama_backend::Span;
+
+use super::dense::{Element, dots};
 use super::elementwise::Softmax;
-use super::matmul::{DotRows, Matrix, gemm};
 use super::rope::RopeTables;
 use super::simd::{Kernel, LANES, Simd};
 use super::{Context, SERIAL_BELOW};
 
 /// Rows of queries at a time.
 const BLOCK_ROWS: usize = 64;
-/// From here `gemm` is faster than the dot kernel.
-const GEMM_ROWS: usize = 16;
 /// Positions whose keys or values stay in the first cache while every row of a task uses them.
 const BLOCK_POSITIONS: usize = 32;
 
@@ -52,6 +52,7 @@ impl Shape {
 
 /// Writes a batch's keys, turned to their positions, and its values: `k`, `v`: `[n_tokens, n_kv_heads, head_dim]`.
 pub(crate) fn store(
+    ctx: &Context,
     shape: &Shape,
     rope: &RopeTables,
     spans: &[Span],
@@ -59,24 +60,31 @@ pub(crate) fn store(
     (keys, values): (&mut [f32], &mut [f32]),
 ) {
     let Shape { n_kv_heads, head_dim, .. } = *shape;
-    let head = |(i, (keys, values)): (usize, (&mut [f32], &mut [f32]))| {
+    // What a head of a slot gets: pairs of places in the batch and in the cache.
+    let rows = |i: usize| {
         let (slot, head) = (i / n_kv_heads, i % n_kv_heads);
-        let Some(span) = spans.iter().find(|span| span.slot == slot) else {
-            return;
-        };
-        for t in 0..span.n_tokens {
-            let pos = span.start_pos + t;
-            let from = ((span.first_row + t) * n_kv_heads + head) * head_dim;
-            let (from, to) = (from..from + head_dim, pos * head_dim..(pos + 1) * head_dim);
-            rope.rotate(pos, &k[from.clone()], &mut keys[to.clone()]);
-            values[to].copy_from_slice(&v[from]);
-        }
+        let span = spans.iter().find(move |span| span.slot == slot);
+        span.into_iter().flat_map(move |span| {
+            (0..span.n_tokens).map(move |t| {
+                let (from, pos) = ((span.first_row + t) * n_kv_heads + head, span.start_pos + t);
+                (from * head_dim..(from + 1) * head_dim, pos)
+            })
+        })
+    };
+    let place = |pos: usize| pos * head_dim..(pos + 1) * head_dim;
+    let store_keys = |i: usize, keys: &mut [f32]| {
+        rows(i).for_each(|(from, pos)| rope.rotate(pos, &k[from], &mut keys[place(pos)]));
+    };
+    let store_values = |i: usize, values: &mut [f32]| {
+        rows(i).for_each(|(from, pos)| values[place(pos)].copy_from_slice(&v[from]));
     };
     let len = shape.head_len();
     if k.len() < SERIAL_BELOW {
-        keys.chunks_exact_mut(len).zip(values.chunks_exact_mut(len)).enumerate().for_each(head);
+        keys.chunks_exact_mut(len).enumerate().for_each(|(i, keys)| store_keys(i, keys));
+        values.chunks_exact_mut(len).enumerate().for_each(|(i, values)| store_values(i, values));
     } else {
-        keys.par_chunks_exact_mut(len).zip(values.par_chunks_exact_mut(len)).enumerate().for_each(head);
+        ctx.pool.chunks(keys, len, store_keys);
+        ctx.pool.chunks(values, len, store_values);
     }
 }
 
@@ -114,7 +122,7 @@ pub(crate) fn attend(
             }
         }
         let work: usize = blocks.iter().map(|b| b.n_tokens * (b.start_pos + b.n_tokens)).sum();
-        let task = |(block, head, part): (&Block, usize, &mut [f32])| {
+        let task = |block: &Block, head: usize, part: &mut [f32]| {
             let cached = (block.slot * n_kv_heads + head) * shape.head_len();
             let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
             let (keys, values) = (&keys[cached.clone()], &values[cached]);
@@ -129,11 +137,16 @@ pub(crate) fn attend(
             });
         };
         if work * n_kv_heads * group < SERIAL_BELOW {
-            tasks.into_iter().for_each(task);
+            tasks.into_iter().for_each(|(block, head, part)| task(block, head, part));
         } else {
             // The last blocks see the most positions: first, so that no thread is left with a long one at the end.
-            tasks.reverse();
-            tasks.into_par_iter().with_max_len(1).for_each(task);
+            let tasks: Vec<_> = tasks.into_iter().rev().map(Mutex::new).collect();
+            ctx.pool.run(tasks.len(), |i| {
+                // Each is taken once.
+                let mut part = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+                let (block, head, part) = &mut *part;
+                task(block, *head, part);
+            });
         }
     };
     if blocks.iter().all(|block| block.n_tokens == 1) {
@@ -177,61 +190,85 @@ fn block_attention(
     out: &mut [f32],
 ) {
     let head_dim = shape.head_dim;
-    let (rows, len) = (queries.len() / head_dim, keys.len() / head_dim);
-    let by_gemm = rows >= GEMM_ROWS;
-    if by_gemm {
-        let (queries, keys) = (Matrix::new(queries, head_dim), Matrix::new(keys, head_dim).transposed());
-        gemm(queries, keys, scores, len, 1);
-    } else {
-        ctx.isa.run(Scores { queries, keys, head_dim, scores });
-    }
+    let len = keys.len() / head_dim;
+    ctx.isa.run(Scores { queries, keys, head_dim, scores });
     let scale = 1.0 / (head_dim as f32).sqrt();
     for (i, row) in scores.chunks_exact_mut(len).enumerate() {
         let valid = block.start_pos + i / shape.n_rep + 1; // a token sees itself and what came before
         ctx.isa.run(Softmax { row, valid, scale });
     }
-    if by_gemm {
-        gemm(Matrix::new(scores, len), Matrix::new(values, head_dim), out, head_dim, 1);
-    } else {
-        ctx.isa.run(Mix { probs: scores, values, head_dim, out });
-    }
+    ctx.isa.run(Mix { probs: scores, values, head_dim, out });
 }
 
 /// `scores[i, t] = queries[i] · keys[t]`.
-struct Scores<'a> {
+struct Scores<'a, E> {
     queries: &'a [f32],
-    keys: &'a [f32],
+    keys: &'a [E],
     head_dim: usize,
     scores: &'a mut [f32],
 }
 
-impl Kernel for Scores<'_> {
+impl<E: Element> Kernel for Scores<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let len = self.keys.len() / self.head_dim;
-        for (b, keys) in self.keys.chunks(BLOCK_POSITIONS * self.head_dim).enumerate() {
-            let rows = self.queries.chunks_exact(self.head_dim);
-            for (x, scores) in rows.zip(self.scores.chunks_exact_mut(len)) {
-                let from = b * BLOCK_POSITIONS;
-                let out = &mut scores[from..from + keys.len() / self.head_dim];
-                let k = self.head_dim;
-                DotRows { x, weights: keys, k, out }.run(s);
+        let Self { queries, keys, head_dim, scores } = self;
+        let len = keys.len() / head_dim;
+        for (b, keys) in keys.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
+            let from = b * BLOCK_POSITIONS;
+            let mut rows = scores.chunks_exact_mut(len);
+            for queries in queries.chunks(3 * head_dim) {
+                let mut next = || rows.next().map(|row| &mut row[from..]).unwrap_or_default();
+                let q = |i: usize| &queries[i * head_dim..(i + 1) * head_dim];
+                match queries.len() / head_dim {
+                    3 => tile(s, keys, [q(0), q(1), q(2)], [next(), next(), next()]),
+                    2 => tile(s, keys, [q(0), q(1)], [next(), next()]),
+                    _ => tile(s, keys, [q(0)], [next()]),
+                }
             }
         }
     }
 }
 
+/// A block of keys with `N` queries, four keys at a time.
+#[inline(always)]
+fn tile<S: Simd, E: Element, const N: usize>(
+    s: S,
+    keys: &[E],
+    queries: [&[f32]; N],
+    mut scores: [&mut [f32]; N],
+) {
+    let head_dim = queries[0].len();
+    let mut add = |t: usize, products: [f32; N]| {
+        scores.iter_mut().zip(products).for_each(|(scores, product)| scores[t] = product);
+    };
+    let fours = keys.chunks_exact(4 * head_dim);
+    let rest = fours.remainder();
+    let mut t = 0;
+    for four in fours {
+        let keys: [&[E]; 4] = std::array::from_fn(|r| &four[r * head_dim..(r + 1) * head_dim]);
+        for products in dots(s, keys, queries) {
+            add(t, products);
+            t += 1;
+        }
+    }
+    for key in rest.chunks_exact(head_dim) {
+        let [products] = dots(s, [key], queries);
+        add(t, products);
+        t += 1;
+    }
+}
+
 /// `out[i] = Σ probs[i, t] · values[t]`.
-struct Mix<'a> {
+struct Mix<'a, E> {
     probs: &'a [f32],
-    values: &'a [f32],
+    values: &'a [E],
     head_dim: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for Mix<'_> {
+impl<E: Element> Kernel for Mix<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -240,39 +277,78 @@ impl Kernel for Mix<'_> {
         let len = values.len() / head_dim;
         out.fill(0.0);
         for (b, values) in values.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
-            let at = b * BLOCK_POSITIONS;
-            for (probs, out) in probs.chunks_exact(len).zip(out.chunks_exact_mut(head_dim)) {
-                let probs = &probs[at..at + values.len() / head_dim];
-                // Four positions at a time, so that `out` is loaded and stored a quarter as often.
-                let (fours, rest) = probs.as_chunks::<4>();
-                let (four_values, rest_values) = values.split_at(fours.len() * 4 * head_dim);
-                for (p, values) in fours.iter().zip(four_values.chunks_exact(4 * head_dim)) {
-                    add_rows(s, *p, values, out);
-                }
-                for (p, value) in rest.iter().zip(rest_values.chunks_exact(head_dim)) {
-                    add_rows(s, [*p], value, out);
+            let these = b * BLOCK_POSITIONS..b * BLOCK_POSITIONS + values.len() / head_dim;
+            let probs = probs.chunks(2 * len);
+            for (probs, out) in probs.zip(out.chunks_mut(2 * head_dim)) {
+                let p = |i: usize| &probs[i * len..][these.clone()];
+                match out.len() / head_dim {
+                    2 => {
+                        let (first, second) = out.split_at_mut(head_dim);
+                        add_values(s, [p(0), p(1)], values, [first, second]);
+                    }
+                    _ => add_values(s, [p(0)], values, [out]),
                 }
             }
         }
     }
 }
 
-/// `out += Σ p[i] · rows[i]`: `rows: [N, out.len()]`.
+/// `out[i] += Σ p[i][t] · values[t]` for `N` rows: position after position.
 #[inline(always)]
-fn add_rows<S: Simd, const N: usize>(s: S, p: [f32; N], rows: &[f32], out: &mut [f32]) {
-    let width = out.len();
-    let rows: [_; N] = std::array::from_fn(|i| rows[i * width..(i + 1) * width].as_chunks::<LANES>());
-    let (chunks, rest) = out.as_chunks_mut::<LANES>();
-    let n_chunks = chunks.len();
-    let full = rows.map(|(chunks, _)| &chunks[..n_chunks]);
-    for (c, out) in chunks.iter_mut().enumerate() {
-        let mut sum = s.load(out);
-        for i in 0..N {
-            sum = s.mul_add(s.splat(p[i]), s.load(&full[i][c]), sum);
-        }
-        s.store(sum, out);
+fn add_values<S: Simd, E: Element, const N: usize>(
+    s: S,
+    p: [&[f32]; N],
+    values: &[E],
+    mut out: [&mut [f32]; N],
+) {
+    /// Vectors of a row that stay in registers meanwhile.
+    const STRIP: usize = 4;
+    let head_dim = out[0].len();
+    let mut column = 0;
+    while column + STRIP * LANES <= head_dim {
+        add_strip::<S, E, N, STRIP>(s, p, values, out.each_mut().map(|out| &mut **out), column);
+        column += STRIP * LANES;
     }
-    for (c, out) in rest.iter_mut().enumerate() {
-        *out += (0..N).map(|i| p[i] * rows[i].1[c]).sum::<f32>();
+    while column + LANES <= head_dim {
+        add_strip::<S, E, N, 1>(s, p, values, out.each_mut().map(|out| &mut **out), column);
+        column += LANES;
+    }
+    for (out, p) in out.into_iter().zip(p) {
+        for (p, values) in p.iter().zip(values.chunks_exact(head_dim)) {
+            for (out, value) in out[column..].iter_mut().zip(&values[column..]) {
+                *out += p * value.widen();
+            }
+        }
+    }
+}
+
+/// The `W` vectors from a column on.
+#[inline(always)]
+fn add_strip<S: Simd, E: Element, const N: usize, const W: usize>(
+    s: S,
+    p: [&[f32]; N],
+    values: &[E],
+    out: [&mut [f32]; N],
+    column: usize,
+) {
+    let head_dim = out[0].len();
+    let n = values.len() / head_dim;
+    let p = p.map(|p| &p[..n]);
+    let out = out.map(|out| &mut out[column..].as_chunks_mut::<LANES>().0[..W]);
+    let mut sums: [[S::V; W]; N] = std::array::from_fn(|i| std::array::from_fn(|w| s.load(&out[i][w])));
+    for (t, value) in values.chunks_exact(head_dim).enumerate() {
+        let value = &value[column..].as_chunks::<LANES>().0[..W];
+        let value: [S::V; W] = std::array::from_fn(|w| E::load(s, &value[w]));
+        for i in 0..N {
+            let p = s.splat(p[i][t]);
+            for w in 0..W {
+                sums[i][w] = s.mul_add(p, value[w], sums[i][w]);
+            }
+        }
+    }
+    for (out, sums) in out.into_iter().zip(sums) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            s.store(sum, out);
+        }
     }
 }

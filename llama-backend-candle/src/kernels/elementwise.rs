@@ -1,29 +1,33 @@
 //! RMSNorm, SwiGLU's product and softmax.
 
-use rayon::prelude::*;
-
 use super::simd::{Kernel, LANES, Simd};
 use super::{Context, SERIAL_BELOW};
 
 /// `x / rms(x) · weight`, row by row: `x`, `out`: `[n, dim]`, `weight`: `[dim]`.
 pub(crate) fn rms_norm(ctx: &Context, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let dim = weight.len();
-    let row = |(x, out): (&[f32], &mut [f32])| ctx.isa.run(RmsNorm { x, weight, eps, out });
+    let row = |i: usize, out: &mut [f32]| {
+        let x = &x[i * dim..(i + 1) * dim];
+        ctx.isa.run(RmsNorm { x, weight, eps, out });
+    };
     if x.len() < SERIAL_BELOW {
-        x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).for_each(row);
+        out.chunks_exact_mut(dim).enumerate().for_each(|(i, out)| row(i, out));
     } else {
-        x.par_chunks_exact(dim).zip(out.par_chunks_exact_mut(dim)).for_each(row);
+        ctx.pool.chunks(out, dim, row);
     }
 }
 
 /// `silu(gate) · up`, written over nothing: all three of one length.
 pub(crate) fn silu_mul(ctx: &Context, gate: &[f32], up: &[f32], out: &mut [f32]) {
     const CHUNK: usize = 1 << 12;
-    let chunk = |((gate, up), out): ((&[f32], &[f32]), &mut [f32])| ctx.isa.run(SiluMul { gate, up, out });
+    let chunk = |i: usize, out: &mut [f32]| {
+        let these = i * CHUNK..i * CHUNK + out.len();
+        ctx.isa.run(SiluMul { gate: &gate[these.clone()], up: &up[these], out });
+    };
     if gate.len() < SERIAL_BELOW {
-        chunk(((gate, up), out));
+        out.chunks_mut(CHUNK).enumerate().for_each(|(i, out)| chunk(i, out));
     } else {
-        gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(out.par_chunks_mut(CHUNK)).for_each(chunk);
+        ctx.pool.chunks(out, CHUNK, chunk);
     }
 }
 

@@ -1,18 +1,29 @@
 //! The loops of the CPU path, on slices: what candle's custom operations call.
 //!
-//! The only module with `unsafe`: intrinsics and the calls into the `gemm` crate. Nothing here knows a tensor, a checkpoint
-//! or a slot.
+//! The only module with `unsafe`: intrinsics, and what threads share. Nothing here knows a tensor, a checkpoint or a slot.
+//!
+//! **A row's result does not depend on its batch**: each sum is taken in one order, which knows nothing of other rows, of how many rows
+//! are computed at a time, or of the threads. So alone, in a batch and in chunks of any size the result is the same to the bit.
 //!
 //! Shapes: `n` rows of activations, `k` columns; a weight matrix is `[n_out, k]`, row-major, as it is stored.
 
 pub(crate) mod attention;
+pub(crate) mod columns;
+pub(crate) mod dense;
 pub(crate) mod elementwise;
 pub(crate) mod matmul;
+#[cfg(test)]
+mod matmul_tests;
+pub(crate) mod pool;
+pub(crate) mod quant;
 pub(crate) mod rope;
 pub(crate) mod simd;
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub(crate) use pool::Pool;
+use quant::activations::Block;
 pub(crate) use simd::Isa;
 
 /// Work below this many multiplications is not worth waking a thread for.
@@ -22,36 +33,45 @@ pub(crate) const SERIAL_BELOW: usize = 1 << 15;
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) isa: Isa,
-    /// The threads of the model's pool.
-    pub(crate) n_threads: usize,
-    pub(crate) scratch: Scratch,
+    pub(crate) pool: Pool,
+    pub(crate) scratch: Scratch<f32>,
+    /// Activations of 8 bits.
+    pub(crate) blocks: Scratch<Block>,
 }
 
 impl Context {
-    pub(crate) fn new(isa: Isa, n_threads: usize) -> Self {
-        Self { isa, n_threads, scratch: Scratch::default() }
+    /// Fails where the system has no threads left.
+    pub(crate) fn new(isa: Isa, n_threads: usize) -> io::Result<Self> {
+        let (scratch, blocks) = (Scratch::new(0.0), Scratch::new(Block::EMPTY));
+        Ok(Self { isa, pool: Pool::new(n_threads)?, scratch, blocks })
     }
 }
 
 /// Buffers that are used again from layer to layer and step to step: as many as were ever in use at once.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    free: Mutex<Vec<Vec<f32>>>,
+#[derive(Debug)]
+pub(crate) struct Scratch<T> {
+    free: Mutex<Vec<Vec<T>>>,
+    /// What a new buffer is filled with.
+    empty: T,
 }
 
-impl Scratch {
-    /// Lends `len` numbers of unspecified value.
-    pub(crate) fn with<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+impl<T: Copy> Scratch<T> {
+    fn new(empty: T) -> Self {
+        Self { free: Mutex::default(), empty }
+    }
+
+    /// Lends `len` elements of unspecified value.
+    pub(crate) fn with<R>(&self, len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
         let mut buffer = self.free().pop().unwrap_or_default();
         if buffer.len() < len {
-            buffer.resize(len, 0.0);
+            buffer.resize(len, self.empty);
         }
         let result = f(&mut buffer[..len]);
         self.free().push(buffer);
         result
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<T>>> {
         // The list is whole between any two calls: a panic elsewhere cannot have broken it.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,6 +8,10 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::quant::x86::Vnni;
+use super::quant::{self, IntKernel};
+
 /// The lanes of a vector.
 pub(crate) const LANES: usize = 8;
 
@@ -83,14 +87,20 @@ pub(crate) enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
+    /// AVX-512 with VNNI for products of bytes; for f32, AVX2, which does as much a cycle where both were measured.
+    #[cfg(target_arch = "x86_64")]
+    Vnni(Vnni),
 }
 
 impl Isa {
     /// The best that this processor has.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = x86::Avx2::detect() {
-            return Self::Avx2(avx2);
+        {
+            let vnni = Vnni::detect().map(Self::Vnni);
+            if let Some(isa) = vnni.or_else(|| x86::Avx2::detect().map(Self::Avx2)) {
+                return isa;
+            }
         }
         Self::Scalar
     }
@@ -100,7 +110,10 @@ impl Isa {
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
-        all.extend(x86::Avx2::detect().map(Self::Avx2));
+        {
+            all.extend(x86::Avx2::detect().map(Self::Avx2));
+            all.extend(Vnni::detect().map(Self::Vnni));
+        }
         all
     }
 
@@ -110,6 +123,20 @@ impl Isa {
             Self::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni(vnni) => vnni.avx2.run(kernel),
+        }
+    }
+
+    /// The same for products of bytes.
+    #[inline]
+    pub(crate) fn run_int<K: IntKernel>(self, kernel: K) {
+        match self {
+            Self::Scalar => kernel.run(quant::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.run_int(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni(vnni) => vnni.run_int(kernel),
         }
     }
 }
@@ -238,6 +265,15 @@ pub(crate) mod x86 {
         fn store(self, v: Self::V, to: &mut [f32; LANES]) {
             // SAFETY: see above the impl.
             unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn sum(self, v: Self::V) -> f32 {
+            // SAFETY: see above the impl.
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
         }
         #[inline(always)]
         fn add(self, a: Self::V, b: Self::V) -> Self::V {

@@ -17,6 +17,7 @@ use half::{bf16, f16};
 use crate::DType;
 
 pub use quantize::quantize;
+pub use simple::UNEVEN;
 
 /// Bytes and elements that do not belong together, or a type that elements cannot be made of.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

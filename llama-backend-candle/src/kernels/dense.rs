@@ -1,0 +1,338 @@
+//! `x · Wᵀ` in f32, for weights that are used as they are stored: f32, f16, bf16, and quantised blocks, exactly.
+//!
+//! Both sides lie along their rows, so that a product is a dot product: eight lanes run along `k`, and are added at the end of each
+//! [`CHUNK`]. A tile of several weight rows and several rows of `x` loads each vector once for all of them.
+//!
+//! Half weights of few rows are widened in registers as memory brings them. For more rows, and for blocks always, a few weight rows are
+//! widened chunk by chunk into a scratch that stays in the first cache, so that no f32 copy of a matrix ever exists.
+//!
+//! Shapes: `x: [n, k]`, `weights: [n_out, k]`, `out: [n, n_out]`.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use llama_backend::DType;
+use llama_backend::quant::dequantize;
+
+use super::columns::Columns;
+use super::simd::{Kernel, LANES, Simd};
+use super::Isa;
+
+/// Elements of a row whose products are one sum of lanes. Whole blocks of every type.
+pub(crate) const CHUNK: usize = 512;
+/// Weight rows that are widened at a time: with their chunk, half of the first cache.
+const WIDE: usize = 8;
+/// Rows of activations at a time, which the second cache holds a chunk of.
+const MANY: usize = 96;
+/// From here half weights are widened first.
+const WIDEN: usize = 6;
+/// Rows of activations that are multiplied at a time.
+const TILE: usize = 3;
+
+/// A number as a weight is stored.
+pub(crate) trait Element: Copy + Sync + bytemuck::Pod {
+    fn widen(self) -> f32;
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
+    /// The numbers themselves, where they need no widening.
+    fn as_f32(_weights: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V {
+        s.load(from)
+    }
+    fn as_f32(weights: &[Self]) -> Option<&[f32]> {
+        Some(weights)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V {
+        s.load_f16(from)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V {
+        s.load_bf16(from)
+    }
+}
+
+/// Rows of stored elements, `k` each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+    /// Whole blocks of a quantised type.
+    Blocks(DType, &'a [u8]),
+}
+
+/// Writes columns of `out = x · weightsᵀ`: of the weight rows `which`, on one thread.
+pub(crate) fn multiply(
+    isa: Isa,
+    weights: Rows<'_>,
+    which: Range<usize>,
+    x: &[f32],
+    k: usize,
+    out: &mut Columns<'_>,
+) {
+    let part = which.start * k..which.end * k;
+    match weights {
+        Rows::F32(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
+        Rows::F16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
+        Rows::BF16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
+        Rows::Blocks(dtype, bytes) => {
+            let row = bytes.len() / (bytes.len() / dtype.size() * dtype.block_len() / k).max(1);
+            let bytes = &bytes[which.start * row..which.end * row];
+            isa.run(MultiplyBlocks { dtype, bytes, row, k, x, out });
+        }
+    }
+}
+
+/// Widens `from` into `to`, of the same length, on one thread.
+pub(crate) fn widen<E: Element>(isa: Isa, from: &[E], to: &mut [f32]) {
+    isa.run(Widen { from, to });
+}
+
+struct Widen<'a, E> {
+    from: &'a [E],
+    to: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (from, from_rest) = self.from.as_chunks::<LANES>();
+        let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
+        for (from, to) in from.iter().zip(to) {
+            s.store(E::load(s, from), to);
+        }
+        for (from, to) in from_rest.iter().zip(to_rest) {
+            *to = from.widen();
+        }
+    }
+}
+
+struct Multiply<'a, 'b, E> {
+    weights: &'a [E],
+    k: usize,
+    x: &'a [f32],
+    out: &'a mut Columns<'b>,
+}
+
+impl<E: Element> Kernel for Multiply<'_, '_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { weights, k, x, out } = self;
+        let n = x.len() / k;
+        if n < WIDEN {
+            for (i, weights) in weights.chunks(WIDE * k).enumerate() {
+                few(s, weights, k, x, i * WIDE, out);
+            }
+        } else if let Some(weights) = E::as_f32(weights) {
+            many(s, weights.len() / k, k, x, out, |rows, chunk, to| {
+                for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
+                    to.copy_from_slice(&weights[row * k..][chunk.clone()]);
+                }
+            });
+        } else {
+            many(s, weights.len() / k, k, x, out, |rows, chunk, to| {
+                for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
+                    Widen { from: &weights[row * k..][chunk.clone()], to }.run(s);
+                }
+            });
+        }
+    }
+}
+
+struct MultiplyBlocks<'a, 'b> {
+    dtype: DType,
+    bytes: &'a [u8],
+    /// The bytes of a row.
+    row: usize,
+    k: usize,
+    x: &'a [f32],
+    out: &'a mut Columns<'b>,
+}
+
+impl Kernel for MultiplyBlocks<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { dtype, bytes, row, k, x, out } = self;
+        let place = |element: usize| element / dtype.block_len() * dtype.size();
+        many(s, bytes.len() / row, k, x, out, |rows, chunk, to| {
+            for (i, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
+                let blocks = &bytes[i * row..][place(chunk.start)..place(chunk.end)];
+                // Whole blocks, as many as there are elements: it cannot fail.
+                let _ = dequantize(dtype, blocks, to);
+            }
+        });
+    }
+}
+
+/// At most [`WIDE`] weight rows times each row of `x`, as they are stored.
+#[inline(always)]
+fn few<S: Simd, E: Element>(s: S, weights: &[E], k: usize, x: &[f32], column: usize, out: &mut Columns<'_>) {
+    let n = x.len() / k;
+    let row = |i: usize| &weights[i * k..(i + 1) * k];
+    for i in 0..n {
+        let x = &x[i * k..(i + 1) * k];
+        if weights.len() == WIDE * k {
+            // All rows at once: as many streams of loads keep memory busy where one does not.
+            let mut sums = [0.0; WIDE];
+            for from in (0..k).step_by(CHUNK) {
+                let part = from..k.min(from + CHUNK);
+                let rows: [&[E]; WIDE] = std::array::from_fn(|r| &row(r)[part.clone()]);
+                let added = dots(s, rows, [&x[part.clone()]]);
+                sums.iter_mut().zip(added).for_each(|(sum, [added])| *sum += added);
+            }
+            out.write(i, column, &sums);
+        } else {
+            for (r, weights) in weights.chunks_exact(k).enumerate() {
+                let mut sum = 0.0;
+                for (weights, x) in weights.chunks(CHUNK).zip(x.chunks(CHUNK)) {
+                    let [[added]] = dots(s, [weights], [x]);
+                    sum += added;
+                }
+                out.write(i, column + r, &[sum]);
+            }
+        }
+    }
+}
+
+/// Any number of weight rows times the rows of `x`; `widen(rows, chunk, to)` writes a chunk of some weight rows.
+#[inline(always)]
+fn many<S: Simd>(
+    s: S,
+    n_out: usize,
+    k: usize,
+    x: &[f32],
+    out: &mut Columns<'_>,
+    widen: impl Fn(Range<usize>, Range<usize>, &mut [f32]),
+) {
+    let mut wide = [0.0; WIDE * CHUNK];
+    let mut sums = [[0.0; WIDE]; MANY];
+    for (block, x) in x.chunks(MANY * k).enumerate() {
+        let n = x.len() / k;
+        for first in (0..n_out).step_by(WIDE) {
+            let rows = first..n_out.min(first + WIDE);
+            sums[..n].fill([0.0; WIDE]);
+            for from in (0..k).step_by(CHUNK) {
+                let chunk = from..k.min(from + CHUNK);
+                let wide = &mut wide[..rows.len() * chunk.len()];
+                widen(rows.clone(), chunk.clone(), wide);
+                add_products(s, wide, chunk, k, x, &mut sums[..n]);
+            }
+            for (i, sums) in sums[..n].iter().enumerate() {
+                out.write(block * MANY + i, first, &sums[..rows.len()]);
+            }
+        }
+    }
+}
+
+/// `sums[i][r] += wide[r] · x[i][chunk]`, tile by tile.
+#[inline(always)]
+fn add_products<S: Simd>(
+    s: S,
+    wide: &[f32],
+    chunk: Range<usize>,
+    k: usize,
+    x: &[f32],
+    sums: &mut [[f32; WIDE]],
+) {
+    let x = |i: usize| &x[i * k..][chunk.clone()];
+    for (t, sums) in sums.chunks_mut(TILE).enumerate() {
+        let i = t * TILE;
+        match sums {
+            [a, b, c] => tile(s, wide, chunk.len(), [x(i), x(i + 1), x(i + 2)], [a, b, c]),
+            [a, b] => tile(s, wide, chunk.len(), [x(i), x(i + 1)], [a, b]),
+            [a] => tile(s, wide, chunk.len(), [x(i)], [a]),
+            _ => {}
+        }
+    }
+}
+
+/// `N` rows of `x` and all rows of `wide`, four at a time.
+#[inline(always)]
+fn tile<S: Simd, const N: usize>(
+    s: S,
+    wide: &[f32],
+    len: usize,
+    x: [&[f32]; N],
+    mut sums: [&mut [f32; WIDE]; N],
+) {
+    let (fours, rest) = wide.split_at(wide.len() / (4 * len) * (4 * len));
+    let mut add = |r: usize, added: [f32; N]| {
+        sums.iter_mut().zip(added).for_each(|(sums, added)| sums[r] += added);
+    };
+    let mut r = 0;
+    for four in fours.chunks_exact(4 * len) {
+        for added in dots(s, std::array::from_fn::<_, 4, _>(|r| &four[r * len..(r + 1) * len]), x) {
+            add(r, added);
+            r += 1;
+        }
+    }
+    for one in rest.chunks_exact(len) {
+        let [added] = dots(s, [one], x);
+        add(r, added);
+        r += 1;
+    }
+}
+
+/// The product of each of `R` weight rows with each of `N` rows of activations, all of one length.
+///
+/// A sum is taken in the same order whatever `R` and `N` are.
+#[inline(always)]
+pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
+    s: S,
+    weights: [&[E]; R],
+    x: [&[f32]; N],
+) -> [[f32; N]; R] {
+    let len = x[0].len();
+    let n_chunks = len / LANES;
+    let weights = weights.map(|row| row[..len].as_chunks::<LANES>());
+    let x = x.map(|row| row[..len].as_chunks::<LANES>());
+    // All of one length: known to the compiler, so that the loop checks nothing.
+    let (w, y) = (weights.map(|(chunks, _)| &chunks[..n_chunks]), x.map(|(chunks, _)| &chunks[..n_chunks]));
+    let mut sums = [[s.splat(0.0); N]; R];
+    for c in 0..n_chunks {
+        let x: [S::V; N] = std::array::from_fn(|i| s.load(&y[i][c]));
+        for r in 0..R {
+            let w = E::load(s, &w[r][c]);
+            for i in 0..N {
+                sums[r][i] = s.mul_add(w, x[i], sums[r][i]);
+            }
+        }
+    }
+    std::array::from_fn(|r| {
+        std::array::from_fn(|i| {
+            let rest = weights[r].1.iter().zip(x[i].1);
+            let tail = rest.fold(0.0, |tail, (w, x)| tail + w.widen() * x);
+            s.sum(sums[r][i]) + tail
+        })
+    })
+}

@@ -1,0 +1,138 @@
+//! Products of quantised weights and activations of 8 bits: `x · Wᵀ`.
+//!
+//! A matrix is packed once, at load, into panels of [`ROWS`] rows, in which sixteen rows lie side by side as the kernels multiply them
+//! ([`format`]); it has the bits of the file's blocks and is in memory once. Activations are rounded to 8 bits, 32 at a time
+//! ([`activations`]). Products of bytes and their sums within a block are exact; each block's sum is scaled and added in f32, from the
+//! first block of a row to the last.
+//!
+//! That order knows neither the batch nor the part of it that is computed at a time, so that a row's result is the same to the bit alone,
+//! among others and in any chunking, on any number of threads.
+//!
+//! Few rows read a panel from memory as it is packed. For many rows a part of a panel is unpacked first, which costs as much as a
+//! few rows do, and stays in the first cache while all rows use it.
+//!
+//! Shapes: `x: [n, k]`, weights `[n_out, k]`, `out: [n, n_out]`.
+
+pub(crate) mod activations;
+mod format;
+mod lanes;
+mod product;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
+use std::io;
+
+use llama_backend::DType;
+use memmap2::MmapMut;
+
+use self::format::Format;
+pub(crate) use self::lanes::{IntKernel, ROWS, Scalar};
+pub(crate) use self::product::multiply;
+use super::pool::Pool;
+use super::{Context, SERIAL_BELOW};
+use activations::Block;
+use lanes::Lanes;
+
+/// A quantised matrix, packed for the kernels.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    dtype: DType,
+    n_out: usize,
+    k: usize,
+    /// The bytes of a panel, filled up to whole lines of cache.
+    panel: usize,
+    /// The panels. Memory of the system's own, in large pages where it has them: a stream of them is read faster.
+    data: MmapMut,
+}
+
+/// Calls `$f` with the [`Format`] of a type; `$none` for a type that has none.
+macro_rules! with_format {
+    ($dtype:expr, |$format:ident| $f:expr, else $none:expr) => {
+        with_format!(@ $dtype, $format, $f, $none, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS)
+    };
+    (@ $dtype:expr, $format:ident, $f:expr, $none:expr, $($name:ident)*) => {
+        match $dtype {
+            $(llama_backend::DType::$name => {
+                type $format = $crate::kernels::quant::format::$name;
+                $f
+            })*
+            _ => $none,
+        }
+    };
+}
+use with_format;
+
+/// A line of cache.
+const LINE: usize = 64;
+
+impl Packed {
+    /// Packs a matrix `[n_out, k]` of whole blocks. `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
+    pub(crate) fn new(
+        pool: &Pool,
+        dtype: DType,
+        [n_out, k]: [usize; 2],
+        bytes: &[u8],
+    ) -> io::Result<Self> {
+        let unit: usize = with_format!(dtype, |F| F::UNIT, else 0);
+        let panel = (k / dtype.block_len() * unit).next_multiple_of(LINE);
+        let n_bytes = n_out.div_ceil(ROWS).saturating_mul(panel);
+        let mut data = MmapMut::map_anon(n_bytes)?;
+        #[cfg(target_os = "linux")]
+        let _ = data.advise(memmap2::Advice::HugePage); // a kernel without them is as good, but slower
+        let row = bytes.len() / n_out.max(1);
+        pool.chunks(&mut data, panel.max(1), |i, panel| {
+            let rows: [&[u8]; ROWS] = std::array::from_fn(|r| {
+                let row = (i * ROWS + r) * row..(i * ROWS + r + 1) * row;
+                bytes.get(row).unwrap_or(&[]) // past the last row
+            });
+            with_format!(dtype, |F| pack::<F>(rows, panel), else ());
+        });
+        Ok(Self { dtype, n_out, k, panel, data })
+    }
+
+    /// The rows of activations and of the result.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.n_out, self.k]
+    }
+
+    /// A panel: the units of [`ROWS`] rows.
+    fn panel(&self, i: usize) -> &[u8] {
+        &self.data[i * self.panel..][..self.panel]
+    }
+}
+
+/// Packs one panel.
+fn pack<F: Format>(rows: [&[u8]; ROWS], panel: &mut [u8]) {
+    for (i, unit) in panel.chunks_exact_mut(F::UNIT).enumerate() {
+        F::pack(rows.map(|row| row.get(i * F::BLOCK..(i + 1) * F::BLOCK).unwrap_or(&[])), unit);
+    }
+}
+
+/// Rounds `x`, whole blocks of [`activations::LEN`], to bytes.
+pub(crate) fn quantize(ctx: &Context, x: &[f32], blocks: &mut [Block]) {
+    /// Blocks of a task.
+    const TASK: usize = 256;
+    let (x, _) = x.as_chunks();
+    let task = |i: usize, blocks: &mut [Block]| {
+        ctx.isa.run_int(Quantize { x: &x[i * TASK..][..blocks.len()], blocks });
+    };
+    if blocks.len() * activations::LEN < SERIAL_BELOW {
+        blocks.chunks_mut(TASK).enumerate().for_each(|(i, blocks)| task(i, blocks));
+    } else {
+        ctx.pool.chunks(blocks, TASK, task);
+    }
+}
+
+struct Quantize<'a> {
+    x: &'a [[f32; activations::LEN]],
+    blocks: &'a mut [Block],
+}
+
+impl IntKernel for Quantize<'_> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, _: S) {
+        for (x, block) in self.x.iter().zip(self.blocks) {
+            *block = Block::quantize(x);
+        }
+    }
+}

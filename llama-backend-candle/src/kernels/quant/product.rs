@@ -1,0 +1,245 @@
+//! The loops over panels, parts of panels and rows.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::activations::Block;
+use super::format::{Format, Scales};
+use super::lanes::{Bytes, IntKernel, Lanes, ROWS};
+use super::{Packed, with_format};
+use crate::kernels::Isa;
+use crate::kernels::columns::Columns;
+
+/// Elements of a part of a panel, as activations' blocks have.
+const PART: usize = super::activations::LEN;
+/// Parts at a time: unpacked, with a few rows of activations, they fill half of the first cache. Whole blocks of every type.
+const PARTS: usize = 16;
+/// Rows of activations at a time, which the second cache holds.
+const MANY: usize = 64;
+/// From here unpacking first pays.
+const UNPACK: usize = 6;
+/// Rows that are multiplied at a time.
+const TILE: usize = 4;
+
+/// `out = x · weightsᵀ` for some panels, on one thread: `x: [n, k / PART]`, `out: [n, panels · ROWS]`, or fewer at the end.
+pub(crate) fn multiply(isa: Isa, weights: &Packed, panels: Range<usize>, x: &[Block], out: &mut Columns<'_>) {
+    let parts = weights.k / PART;
+    with_format!(weights.dtype, |F| isa.run_int(Multiply::<F> { weights, panels, parts, x, out, format: PhantomData }), else ());
+}
+
+struct Multiply<'a, 'b, F> {
+    weights: &'a Packed,
+    panels: Range<usize>,
+    parts: usize,
+    x: &'a [Block],
+    out: &'a mut Columns<'b>,
+    format: PhantomData<F>,
+}
+
+/// The sums of some rows of activations with the [`ROWS`] rows of a panel.
+type Sums = [[f32; ROWS]; MANY];
+
+impl<F: Format> IntKernel for Multiply<'_, '_, F> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Self { weights, panels, parts, x, out, .. } = self;
+        let mut unpacked = [const { Part::EMPTY }; PARTS];
+        let mut sums: Sums = [[0.0; ROWS]; MANY];
+        for (many, x) in x.chunks(MANY * parts).enumerate() {
+            let n = x.len() / parts;
+            for (column, panel) in panels.clone().enumerate() {
+                let panel = Direct::<F>(weights.panel(panel), PhantomData);
+                sums[..n].fill([0.0; ROWS]);
+                for first in (0..parts).step_by(PARTS) {
+                    let these = first..parts.min(first + PARTS);
+                    if n < UNPACK {
+                        rows(s, panel, these.clone(), parts, &x[these.start..], &mut sums[..n]);
+                    } else {
+                        for (part, unpacked) in these.clone().zip(&mut unpacked) {
+                            unpack(s, panel, part, unpacked);
+                        }
+                        let panel = Unpacked::<F>(&unpacked, PhantomData);
+                        rows(s, panel, 0..these.len(), parts, &x[these.start..], &mut sums[..n]);
+                    }
+                }
+                for (row, sums) in sums[..n].iter().enumerate() {
+                    out.write(many * MANY + row, column * ROWS, sums);
+                }
+            }
+        }
+    }
+}
+
+/// A panel in some form.
+trait Panel<S: Lanes>: Copy {
+    type Format: Format;
+    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8];
+    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F>;
+}
+
+/// As it is packed.
+struct Direct<'a, F>(&'a [u8], PhantomData<F>);
+
+impl<F> Clone for Direct<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F> Copy for Direct<'_, F> {}
+
+impl<'a, F: Format> Direct<'a, F> {
+    /// The unit that a part lies in, and which of it that is.
+    #[inline(always)]
+    fn unit(self, part: usize) -> (&'a [u8], usize) {
+        let of_unit = F::LEN / PART;
+        (&self.0[part / of_unit * F::UNIT..][..F::UNIT], part % of_unit)
+    }
+}
+
+impl<S: Lanes, F: Format> Panel<S> for Direct<'_, F> {
+    type Format = F;
+
+    #[inline(always)]
+    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8] {
+        let (unit, part) = self.unit(part);
+        F::elements(s, unit, part, half)
+    }
+    #[inline(always)]
+    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F> {
+        let (unit, part) = self.unit(part);
+        F::scales(s, unit, part, half)
+    }
+}
+
+/// 32 elements of [`ROWS`] rows, as bytes with their scales.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Part {
+    elements: [Bytes; 8],
+    scale: [[f32; ROWS]; 2],
+    minimum: [[f32; ROWS]; 2],
+}
+
+impl Part {
+    const EMPTY: Self =
+        Self { elements: [[0; 4 * ROWS]; 8], scale: [[0.0; ROWS]; 2], minimum: [[0.0; ROWS]; 2] };
+}
+
+/// Some parts of a panel.
+struct Unpacked<'a, F>(&'a [Part; PARTS], PhantomData<F>);
+
+impl<F> Clone for Unpacked<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F> Copy for Unpacked<'_, F> {}
+
+impl<S: Lanes, F: Format> Panel<S> for Unpacked<'_, F> {
+    type Format = F;
+
+    #[inline(always)]
+    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8] {
+        let part = &self.0[part];
+        std::array::from_fn(|g| s.bytes(&part.elements[g], half))
+    }
+    #[inline(always)]
+    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F> {
+        let part = &self.0[part];
+        let load = |from: &[[f32; ROWS]; 2]| [s.load(&from[0], half), s.load(&from[1], half)];
+        Scales { scale: load(&part.scale), minimum: load(&part.minimum) }
+    }
+}
+
+#[inline(always)]
+fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut Part) {
+    for half in 0..S::HALVES {
+        let elements = panel.elements(s, part, half);
+        for (elements, to) in elements.into_iter().zip(&mut to.elements) {
+            s.store_bytes(elements, to, half);
+        }
+        let Scales { scale, minimum } = panel.scales(s, part, half);
+        for i in 0..2 {
+            s.store(scale[i], &mut to.scale[i], half);
+            s.store(minimum[i], &mut to.minimum[i], half);
+        }
+    }
+}
+
+/// Adds the products of some parts for every row of `x`, which are `stride` blocks apart.
+#[inline(always)]
+fn rows<S: Lanes, P: Panel<S>>(
+    s: S,
+    panel: P,
+    parts: Range<usize>,
+    stride: usize,
+    x: &[Block],
+    sums: &mut [[f32; ROWS]],
+) {
+    let row = |i: usize| &x[i * stride..][..parts.len()];
+    for (t, sums) in sums.chunks_mut(TILE).enumerate() {
+        let i = t * TILE;
+        let parts = parts.clone();
+        match sums {
+            [a, b, c, d] => {
+                tile(s, panel, parts, [row(i), row(i + 1), row(i + 2), row(i + 3)], [a, b, c, d]);
+            }
+            [a, b, c] => tile(s, panel, parts, [row(i), row(i + 1), row(i + 2)], [a, b, c]),
+            [a, b] => tile(s, panel, parts, [row(i), row(i + 1)], [a, b]),
+            [a] => tile(s, panel, parts, [row(i)], [a]),
+            _ => {}
+        }
+    }
+}
+
+/// Adds the products of some parts for `N` rows of `x`, one part after the other.
+#[inline(always)]
+fn tile<S: Lanes, P: Panel<S>, const N: usize>(
+    s: S,
+    panel: P,
+    parts: Range<usize>,
+    x: [&[Block]; N],
+    mut sums: [&mut [f32; ROWS]; N],
+) {
+    for half in 0..S::HALVES {
+        let mut added: [S::F; N] = std::array::from_fn(|i| s.load(sums[i], half));
+        for (p, part) in parts.clone().enumerate() {
+            let elements = panel.elements(s, part, half);
+            let Scales { scale, minimum } = panel.scales(s, part, half);
+            for i in 0..N {
+                let x = &x[i][p];
+                let mut sum = added[i];
+                if P::Format::BY_16 {
+                    let (w, q) = (quads(&elements), quads(&x.q));
+                    let dot = |i: usize| s.dot::<P::Format, 4>(w[i], q[i], x.minus_sum[1 + i]);
+                    let dot = [s.float(dot(0)), s.float(dot(1))];
+                    let scaled = s.mul_add(dot[0], scale[0], s.mul(dot[1], scale[1]));
+                    sum = s.mul_add(scaled, s.splat(x.scale), sum);
+                    if P::Format::MINIMUM {
+                        sum = s.mul_add(minimum[0], s.splat(x.sum[1]), sum);
+                        sum = s.mul_add(minimum[1], s.splat(x.sum[2]), sum);
+                    }
+                } else {
+                    let dot = s.float(s.dot::<P::Format, 8>(&elements, &x.q, x.minus_sum[0]));
+                    sum = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), sum);
+                    if P::Format::MINIMUM {
+                        sum = s.mul_add(minimum[0], s.splat(x.sum[0]), sum);
+                    }
+                }
+                added[i] = sum;
+            }
+        }
+        for (sums, added) in sums.iter_mut().zip(added) {
+            s.store(added, sums, half);
+        }
+    }
+}
+
+/// The first four and the last four of eight.
+#[inline(always)]
+fn quads<T>(eight: &[T; 8]) -> [&[T; 4]; 2] {
+    match (eight.first_chunk(), eight.last_chunk()) {
+        (Some(first), Some(last)) => [first, last],
+        _ => unreachable!("eight are two times four"),
+    }
+}
