@@ -11,9 +11,15 @@
 //! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
+pub mod engine;
+pub mod fma;
+pub mod gguf;
+pub mod llama_bench;
 pub mod marks;
+pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub mod random_model;
 pub mod record;
 #[cfg(feature = "tch")]
 pub mod tch_marks;
