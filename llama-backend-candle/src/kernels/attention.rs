@@ -335,10 +335,18 @@ fn add_strip<S: Simd, E: Element, const N: usize, const W: usize>(
     let n = values.len() / head_dim;
     let p = p.map(|p| &p[..n]);
     let out = out.map(|out| &mut out[column..].as_chunks_mut::<LANES>().0[..W]);
-    let mut sums: [[S::V; W]; N] = std::array::from_fn(|i| std::array::from_fn(|w| s.load(&out[i][w])));
-    for (t, value) in values.chunks_exact(head_dim).enumerate() {
-        let value = &value[column..].as_chunks::<LANES>().0[..W];
-        let value: [S::V; W] = std::array::from_fn(|w| E::load(s, &value[w]));
+    let mut sums = [[s.splat(0.0); W]; N];
+    for i in 0..N {
+        for w in 0..W {
+            sums[i][w] = s.load(&out[i][w]);
+        }
+    }
+    for (t, row) in values.chunks_exact(head_dim).enumerate() {
+        let row = &row[column..].as_chunks::<LANES>().0[..W];
+        let mut value = [s.splat(0.0); W];
+        for w in 0..W {
+            value[w] = E::load(s, &row[w]);
+        }
         for i in 0..N {
             let p = s.splat(p[i][t]);
             for w in 0..W {

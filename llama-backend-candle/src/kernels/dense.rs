@@ -314,25 +314,36 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
 ) -> [[f32; N]; R] {
     let len = x[0].len();
     let n_chunks = len / LANES;
-    let weights = weights.map(|row| row[..len].as_chunks::<LANES>());
-    let x = x.map(|row| row[..len].as_chunks::<LANES>());
     // All of one length: known to the compiler, so that the loop checks nothing.
-    let (w, y) = (weights.map(|(chunks, _)| &chunks[..n_chunks]), x.map(|(chunks, _)| &chunks[..n_chunks]));
+    let (mut w, mut y) = ([&weights[0].as_chunks::<LANES>().0[..n_chunks]; R], [&x[0].as_chunks::<LANES>().0[..n_chunks]; N]);
+    for r in 0..R {
+        w[r] = &weights[r].as_chunks::<LANES>().0[..n_chunks];
+    }
+    for i in 0..N {
+        y[i] = &x[i].as_chunks::<LANES>().0[..n_chunks];
+    }
     let mut sums = [[s.splat(0.0); N]; R];
     for c in 0..n_chunks {
-        let x: [S::V; N] = std::array::from_fn(|i| s.load(&y[i][c]));
+        let mut loaded = [s.splat(0.0); N];
+        for i in 0..N {
+            loaded[i] = s.load(&y[i][c]);
+        }
         for r in 0..R {
             let w = E::load(s, &w[r][c]);
             for i in 0..N {
-                sums[r][i] = s.mul_add(w, x[i], sums[r][i]);
+                sums[r][i] = s.mul_add(w, loaded[i], sums[r][i]);
             }
         }
     }
-    std::array::from_fn(|r| {
-        std::array::from_fn(|i| {
-            let rest = weights[r].1.iter().zip(x[i].1);
-            let tail = rest.fold(0.0, |tail, (w, x)| tail + w.widen() * x);
-            s.sum(sums[r][i]) + tail
-        })
-    })
+    let mut products = [[0.0; N]; R];
+    for r in 0..R {
+        for i in 0..N {
+            let mut tail = 0.0;
+            for at in n_chunks * LANES..len {
+                tail += weights[r][at].widen() * x[i][at];
+            }
+            products[r][i] = s.sum(sums[r][i]) + tail;
+        }
+    }
+    products
 }

@@ -1,20 +1,20 @@
 //! ggml's block formats for sixteen rows at once: how a *unit* (a block of each of [`ROWS`] rows) is packed, and how it is read.
 //!
-//! A unit has the bits of its blocks and no more, but where noted: scales first, row beside row, then elements, four bytes of each row
-//! beside each other, as the kernels multiply them. Elements are grouped by the bit that they have in a byte, so that a shift and a mask
-//! give a vector of them.
+//! A unit has the bits of its blocks and little more: four bytes of each row beside each other, as the kernels multiply them, and
+//! scales, row beside row. Elements are grouped by the bit that they have in a byte, so that a shift and a mask give a vector of them.
+//! Vectors begin at lines of cache, for which two blocks share a unit where one does not fill whole lines.
 //!
 //! | | unit | elements |
 //! |---|---|---|
-//! | `Q4_0`, `IQ4_NL`, `Q4_1`, `Q5_0`, `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
-//! | `Q8_0` | `d`, 8 × 64 bytes | vector `v` is group `v` |
+//! | `Q4_0`, `IQ4_NL` (two blocks), `Q4_1`, `Q5_0` (two), `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes each | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
+//! | `Q8_0` (two) | `d`, 8 × 64 bytes each | vector `v` is group `v` |
 //! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, fifth bits, 4 × 8 × 64 bytes | each 8 vectors: the lower halves a part of 32, the upper halves the next |
-//! | `Q6_K` | `d`, 16 × 16 scales, 4 × 8 × 64 lower bits, 2 × 8 × 64 upper bits | as in a block |
-//! | `Q2_K`, `Q3_K` | `d` (`-m`), 16 × 16 scales, 2 × 8 × 64 bytes (`Q3_K`: 8 × 64 third bits) | as in a block |
-//! | `IQ4_XS` | `d`, 8 × 16 scales, 8 × 4 × 64 bytes | as `IQ4_NL` |
+//! | `Q6_K` | 4 × 8 × 64 lower bits, 2 × 8 × 64 upper bits, `d`, 16 × 16 scales | as in a block |
+//! | `Q2_K`, `Q3_K` | 2 × 8 × 64 bytes (`Q3_K`: 8 × 64 third bits), `d` (`-m`), 16 × 16 scales | as in a block |
+//! | `IQ4_XS` | 8 × 4 × 64 bytes, `d`, 8 × 16 scales | as `IQ4_NL` |
 //!
-//! A group is four consecutive elements, of which a part of 32 has eight. The scales of `Q3_K` and `IQ4_XS` are a byte each, which makes
-//! their units 4 % and 1.5 % larger than their blocks.
+//! A group is four consecutive elements, of which a part of 32 has eight. The scales of `Q3_K` and `IQ4_XS` are a byte each, and theirs and
+//! `Q6_K`'s units are filled up to whole lines, which makes them 5 %, 3 % and 1 % larger than their blocks.
 
 use llama_backend::quant::UNEVEN;
 
@@ -28,18 +28,20 @@ pub(crate) struct Scales<F> {
 
 /// A block format.
 pub(crate) trait Format: Elements {
-    /// The elements of a block.
+    /// The elements of a row in a unit.
     const LEN: usize;
     /// The bytes of a block.
     const BLOCK: usize;
-    /// The bytes of a unit.
+    /// The blocks of a row in a unit.
+    const BLOCKS: usize = if Self::LEN == 64 { 2 } else { 1 };
+    /// The bytes of a unit, whole lines of cache.
     const UNIT: usize;
     /// A scale is for 16 elements, not for 32.
     const BY_16: bool = false;
     /// There are minima.
     const MINIMUM: bool = false;
 
-    /// Packs the blocks of [`ROWS`] rows; a row that is not there has no bytes, and its part of the unit stays as it is (zero).
+    /// Packs the blocks of [`ROWS`] rows; what is not there (a row, the second of two blocks) stays as it is, zero.
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]);
 
     /// The groups of part `part` of a unit.
@@ -61,23 +63,30 @@ fn at<const N: usize>(unit: &[u8], place: usize) -> &[u8; N] {
 /// The vectors from a place on.
 #[inline(always)]
 fn vectors<S: Lanes, const N: usize>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; N] {
-    std::array::from_fn(|v| {
+    let mut vectors = [s.zero(); N];
+    for v in 0..N {
         let bytes: &Bytes = at(unit, place + v * 64);
-        s.bytes(bytes, half)
-    })
+        vectors[v] = s.bytes(bytes, half);
+    }
+    vectors
 }
 
 /// The groups of 16 bytes a row: lower halves, then upper halves.
 #[inline(always)]
 fn nibbles<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
     let v: [S::I; 4] = vectors(s, unit, place, half);
-    std::array::from_fn(|g| if g < 4 { s.and(v[g], 15) } else { s.shift_right(v[g - 4], 4, 15) })
+    let mut groups = [s.zero(); 8];
+    for g in 0..4 {
+        groups[g] = s.and(v[g], 15);
+        groups[g + 4] = s.shift_right(v[g], 4, 15);
+    }
+    groups
 }
 
-/// One f16 scale, for all.
+/// The f16 scale of one of two blocks.
 #[inline(always)]
-fn one<S: Lanes>(s: S, unit: &[u8], half: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, 0), half);
+fn one<S: Lanes>(s: S, unit: &[u8], block: usize, half: usize) -> Scales<S::F> {
+    let d = s.load_f16(at(unit, block * 2 * ROWS), half);
     Scales { scale: [d; 2], minimum: [d; 2] }
 }
 
@@ -88,24 +97,30 @@ fn two<S: Lanes>(s: S, unit: &[u8], half: usize) -> Scales<S::F> {
     Scales { scale: [d; 2], minimum: [m; 2] }
 }
 
-/// `d` times a signed byte for each 16 elements, the first at `place`.
+/// `d`, at `place`, times a signed byte for each 16 elements, behind it.
 #[inline(always)]
 fn signed_16<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, half: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, 0), half);
-    let scale = |i: usize| s.mul(d, s.float(s.widen_signed(at(unit, place + (2 * part + i) * ROWS), half)));
-    let scale = [scale(0), scale(1)];
+    let d = s.load_f16(at(unit, place), half);
+    let place = place + 2 * ROWS + 2 * part * ROWS;
+    let scale = [
+        s.mul(d, s.float(s.widen_signed(at(unit, place), half))),
+        s.mul(d, s.float(s.widen_signed(at(unit, place + ROWS), half))),
+    ];
     Scales { scale, minimum: scale }
 }
 
 /// The packed scales and minima of `Q4_K` and `Q5_K`, of 6 bits each, twelve bytes a row from byte 64 on.
 #[inline(always)]
 fn packed<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-    let byte = |i: usize| s.widen(at(unit, 64 + i * ROWS), half);
+    // The byte of a row that a part's scale is in: `first` is that of the first four's scales.
+    let first = 64 + part % 4 * ROWS;
     let (scale, minimum) = if part < 4 {
-        (s.and(byte(part), 63), s.and(byte(part + 4), 63))
+        let (scale, minimum) = (s.widen(at(unit, first), half), s.widen(at(unit, first + 4 * ROWS), half));
+        (s.and(scale, 63), s.and(minimum, 63))
     } else {
-        let low = byte(part + 4);
-        let (high_scale, high_minimum) = (byte(part - 4), byte(part));
+        let low = s.widen(at(unit, first + 8 * ROWS), half);
+        let (high_scale, high_minimum) =
+            (s.widen(at(unit, first), half), s.widen(at(unit, first + 4 * ROWS), half));
         let scale = s.or(s.and(low, 15), s.shift_left(s.shift_right(high_scale, 6, 3), 4, 3));
         let minimum = s.or(s.shift_right(low, 4, 15), s.shift_left(s.shift_right(high_minimum, 6, 3), 4, 3));
         (scale, minimum)
@@ -159,6 +174,14 @@ fn rows<'a>(blocks: [&'a [u8]; ROWS]) -> impl Iterator<Item = (usize, &'a [u8])>
     blocks.into_iter().enumerate().filter(|(_, block)| !block.is_empty())
 }
 
+/// The blocks that are there, of one or two of each row: row, which of the two, block.
+fn pairs_of<'a>(blocks: [&'a [u8]; ROWS], len: usize) -> impl Iterator<Item = (usize, usize, &'a [u8])> {
+    let row = move |(row, two): (usize, &'a [u8])| {
+        two.chunks_exact(len).enumerate().map(move |(i, block)| (row, i, block))
+    };
+    blocks.into_iter().enumerate().flat_map(row)
+}
+
 macro_rules! format {
     ($name:ident, $bits:literal bits, offset $offset:expr, $block:literal bytes of $len:literal, unit $unit:literal
      $(, $flag:ident)*; $($methods:item)*) => {
@@ -182,20 +205,20 @@ macro_rules! format {
     };
 }
 
-format! { Q4_0, 4 bits, offset Some(3), 18 bytes of 32, unit 288;
+format! { Q4_0, 4 bits, offset Some(3), 18 bytes of 64, unit 576;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
-        for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
-            put(unit, 32, row, &block[2..]);
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put(unit, 64 + 256 * i, row, &block[2..]);
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        nibbles(s, unit, 32, half)
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        nibbles(s, unit, 64 + 256 * part, half)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
     }
 }
 
@@ -221,25 +244,28 @@ format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, MINIMUM;
 #[inline(always)]
 fn nibbles_and_bits<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
     let [fifth] = vectors(s, unit, place, half);
-    let low = nibbles(s, unit, place + 64, half);
-    std::array::from_fn(|g| s.or(low[g], bit(s, fifth, g, 4)))
+    let mut groups = nibbles(s, unit, place + 64, half);
+    for g in 0..8 {
+        groups[g] = s.or(groups[g], bit(s, fifth, g, 4));
+    }
+    groups
 }
 
-format! { Q5_0, 5 bits, offset Some(4), 22 bytes of 32, unit 352;
+format! { Q5_0, 5 bits, offset Some(4), 22 bytes of 64, unit 704;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
-        for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
-            put_bits(unit, 32, row, &block[2..6]);
-            put(unit, 96, row, &block[6..]);
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put_bits(unit, 64 + 320 * i, row, &block[2..6]);
+            put(unit, 128 + 320 * i, row, &block[6..]);
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        nibbles_and_bits(s, unit, 32, half)
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        nibbles_and_bits(s, unit, 64 + 320 * part, half)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
     }
 }
 
@@ -262,116 +288,148 @@ format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, MINIMUM;
     }
 }
 
-format! { Q8_0, 8 bits, offset None, 34 bytes of 32, unit 544;
+format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
-        for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
-            put(unit, 32, row, &block[2..]);
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put(unit, 64 + 512 * i, row, &block[2..]);
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        vectors(s, unit, 32, half).map(|v| s.signed(v))
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        let mut groups = vectors(s, unit, 64 + 512 * part, half);
+        for group in &mut groups {
+            *group = s.signed(*group);
+        }
+        groups
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
     }
 }
 
-format! { IQ4_NL, 8 bits, offset None, 18 bytes of 32, unit 288;
+/// What the elements of the `IQ4` types stand for.
+#[inline(always)]
+fn uneven<S: Lanes>(s: S, mut groups: [S::I; 8]) -> [S::I; 8] {
+    for group in &mut groups {
+        *group = s.signed(s.look_up(&UNEVEN, *group));
+    }
+    groups
+}
+
+format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         Q4_0::pack(blocks, unit);
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        nibbles(s, unit, 32, half).map(|v| s.signed(s.look_up(&UNEVEN, v)))
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        uneven(s, nibbles(s, unit, 64 + 256 * part, half))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
     }
 }
 
-format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2208;
+format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
+            put_f16(unit, 2048, row, block);
             let scale = |part: usize| {
                 let low = block[4 + part / 2] >> (part % 2 * 4) & 15;
                 let high = block[2 + part / 4] >> (part % 4 * 2) & 3;
                 (low | high << 4).wrapping_sub(32)
             };
-            put_bytes(unit, 32, row, (0..8).map(scale));
-            put(unit, 160, row, &block[8..]);
+            put_bytes(unit, 2080, row, (0..8).map(scale));
+            put(unit, 0, row, &block[8..]);
         }
     }
     #[inline(always)]
     fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        nibbles(s, unit, 160 + part * 256, half).map(|v| s.signed(s.look_up(&UNEVEN, v)))
+        uneven(s, nibbles(s, unit, part * 256, half))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        let d = s.load_f16(at(unit, 0), half);
-        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 32 + part * ROWS), half)));
+        let d = s.load_f16(at(unit, 2048), half);
+        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 2080 + part * ROWS), half)));
         Scales { scale: [scale; 2], minimum: [scale; 2] }
     }
+}
+
+/// The groups of two bits of a part, of which four share eight vectors.
+#[inline(always)]
+fn pairs<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, half: usize) -> [S::I; 8] {
+    let mut groups: [S::I; 8] = vectors(s, unit, place + part / 4 * 512, half);
+    for group in &mut groups {
+        *group = s.shift_right(*group, part as u32 % 4 * 2, 3);
+    }
+    groups
 }
 
 format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, &block[80..]);
-            put_minus(unit, 32, row, &block[82..]);
-            put_bytes(unit, 64, row, block[..16].iter().copied());
-            put(unit, 320, row, &block[16..80]);
+            put_f16(unit, 1024, row, &block[80..]);
+            put_minus(unit, 1056, row, &block[82..]);
+            put_bytes(unit, 1088, row, block[..16].iter().copied());
+            put(unit, 0, row, &block[16..80]);
         }
     }
     #[inline(always)]
     fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        vectors(s, unit, 320 + part / 4 * 512, half).map(|v| s.shift_right(v, part as u32 % 4 * 2, 3))
+        pairs(s, unit, 0, part, half)
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        let (d, m) = (s.load_f16(at(unit, 0), half), s.load_f16(at(unit, 32), half));
-        let byte = |i: usize| s.widen(at(unit, 64 + (2 * part + i) * ROWS), half);
-        let scale = |i| s.mul(d, s.float(s.and(byte(i), 15)));
-        let minimum = |i| s.mul(m, s.float(s.shift_right(byte(i), 4, 15)));
-        Scales { scale: [scale(0), scale(1)], minimum: [minimum(0), minimum(1)] }
+        let (d, m) = (s.load_f16(at(unit, 1024), half), s.load_f16(at(unit, 1056), half));
+        let (mut scale, mut minimum) = ([d; 2], [m; 2]);
+        for i in 0..2 {
+            let byte = s.widen(at(unit, 1088 + (2 * part + i) * ROWS), half);
+            scale[i] = s.mul(d, s.float(s.and(byte, 15)));
+            minimum[i] = s.mul(m, s.float(s.shift_right(byte, 4, 15)));
+        }
+        Scales { scale, minimum }
     }
 }
 
-format! { Q3_K, 3 bits, offset Some(2), 110 bytes of 256, unit 1824, BY_16;
+format! { Q3_K, 3 bits, offset Some(2), 110 bytes of 256, unit 1856, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
-            put_f16(unit, 0, row, &block[108..]);
+            put_f16(unit, 1536, row, &block[108..]);
             let scale = |i: usize| {
                 let (low, high) = (scales[i % 8] >> (i / 8 * 4) & 15, scales[8 + i % 4] >> (i / 4 * 2) & 3);
                 (low | high << 4).wrapping_sub(32)
             };
-            put_bytes(unit, 32, row, (0..16).map(scale));
-            put(unit, 288, row, q);
-            put(unit, 1312, row, third);
+            put_bytes(unit, 1568, row, (0..16).map(scale));
+            put(unit, 0, row, q);
+            put(unit, 1024, row, third);
         }
     }
     #[inline(always)]
     fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        let low: [_; 8] = vectors(s, unit, 288 + part / 4 * 512, half);
-        let third: [_; 8] = vectors(s, unit, 1312, half);
-        std::array::from_fn(|g| s.or(s.shift_right(low[g], part as u32 % 4 * 2, 3), bit(s, third[g], part, 2)))
+        let mut groups = pairs(s, unit, 0, part, half);
+        let third: [_; 8] = vectors(s, unit, 1024, half);
+        for g in 0..8 {
+            groups[g] = s.or(groups[g], bit(s, third[g], part, 2));
+        }
+        groups
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        signed_16(s, unit, 32, part, half)
+        signed_16(s, unit, 1536, part, half)
     }
 }
 
 /// The groups of a part of 32, of which two share eight vectors.
 #[inline(always)]
 fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, half: usize) -> [S::I; 8] {
-    let v: [_; 8] = vectors(s, unit, place, half);
-    v.map(|v| if upper { s.shift_right(v, 4, 15) } else { s.and(v, 15) })
+    let mut groups: [_; 8] = vectors(s, unit, place, half);
+    for group in &mut groups {
+        *group = if upper { s.shift_right(*group, 4, 15) } else { s.and(*group, 15) };
+    }
+    groups
 }
 
 format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
@@ -406,8 +464,11 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
     #[inline(always)]
     fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
         let fifth: [_; 8] = vectors(s, unit, 256, half);
-        let low = shared(s, unit, 768 + part / 2 * 512, part % 2 == 1, half);
-        std::array::from_fn(|g| s.or(low[g], bit(s, fifth[g], part, 4)))
+        let mut groups = shared(s, unit, 768 + part / 2 * 512, part % 2 == 1, half);
+        for g in 0..8 {
+            groups[g] = s.or(groups[g], bit(s, fifth[g], part, 4));
+        }
+        groups
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
@@ -415,27 +476,28 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
     }
 }
 
-format! { Q6_K, 6 bits, offset Some(5), 210 bytes of 256, unit 3360, BY_16;
+format! { Q6_K, 6 bits, offset Some(5), 210 bytes of 256, unit 3392, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, &block[208..]);
-            put_bytes(unit, 32, row, block[192..208].iter().copied());
-            put(unit, 288, row, &block[..128]);
-            put(unit, 2336, row, &block[128..192]);
+            put_f16(unit, 3072, row, &block[208..]);
+            put_bytes(unit, 3104, row, block[192..208].iter().copied());
+            put(unit, 0, row, &block[..128]);
+            put(unit, 2048, row, &block[128..192]);
         }
     }
     #[inline(always)]
     fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
         let (part_of, quarter) = (part / 4, part % 4);
-        let low = shared(s, unit, 288 + (2 * part_of + quarter % 2) * 512, quarter >= 2, half);
-        let high: [_; 8] = vectors(s, unit, 2336 + part_of * 512, half);
-        std::array::from_fn(|g| {
+        let mut groups = shared(s, unit, (2 * part_of + quarter % 2) * 512, quarter >= 2, half);
+        let high: [_; 8] = vectors(s, unit, 2048 + part_of * 512, half);
+        for g in 0..8 {
             let high = s.shift_left(s.shift_right(high[g], 2 * quarter as u32, 3), 4, 3);
-            s.or(low[g], high)
-        })
+            groups[g] = s.or(groups[g], high);
+        }
+        groups
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        signed_16(s, unit, 32, part, half)
+        signed_16(s, unit, 3072, part, half)
     }
 }

@@ -35,6 +35,10 @@ pub(crate) trait Lanes: Copy + Debug {
     /// f32.
     type F: Copy;
 
+    /// Zeros, to begin an array with.
+    ///
+    /// Kernels fill arrays in loops: a closure that is not inlined is compiled for the plain processor, and many times slower.
+    fn zero(self) -> Self::I;
     /// A half of the bytes as they are stored.
     fn bytes(self, from: &Bytes, half: usize) -> Self::I;
     fn store_bytes(self, bytes: Self::I, to: &mut Bytes, half: usize);
@@ -91,6 +95,10 @@ impl Lanes for Scalar {
     type I = [u32; ROWS];
     type F = [f32; ROWS];
 
+    #[inline(always)]
+    fn zero(self) -> Self::I {
+        [0; ROWS]
+    }
     #[inline(always)]
     fn bytes(self, from: &Bytes, _: usize) -> Self::I {
         let (lanes, _) = from.as_chunks::<4>();

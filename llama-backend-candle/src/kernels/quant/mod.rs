@@ -37,9 +37,8 @@ use lanes::Lanes;
 #[derive(Debug)]
 pub(crate) struct Packed {
     dtype: DType,
-    n_out: usize,
     k: usize,
-    /// The bytes of a panel, filled up to whole lines of cache.
+    /// The bytes of a panel.
     panel: usize,
     /// The panels. Memory of the system's own, in large pages where it has them: a stream of them is read faster.
     data: MmapMut,
@@ -62,9 +61,6 @@ macro_rules! with_format {
 }
 use with_format;
 
-/// A line of cache.
-const LINE: usize = 64;
-
 impl Packed {
     /// Packs a matrix `[n_out, k]` of whole blocks. `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
     pub(crate) fn new(
@@ -73,8 +69,7 @@ impl Packed {
         [n_out, k]: [usize; 2],
         bytes: &[u8],
     ) -> io::Result<Self> {
-        let unit: usize = with_format!(dtype, |F| F::UNIT, else 0);
-        let panel = (k / dtype.block_len() * unit).next_multiple_of(LINE);
+        let panel: usize = with_format!(dtype, |F| k.div_ceil(F::LEN) * F::UNIT, else 0);
         let n_bytes = n_out.div_ceil(ROWS).saturating_mul(panel);
         let mut data = MmapMut::map_anon(n_bytes)?;
         #[cfg(target_os = "linux")]
@@ -87,12 +82,7 @@ impl Packed {
             });
             with_format!(dtype, |F| pack::<F>(rows, panel), else ());
         });
-        Ok(Self { dtype, n_out, k, panel, data })
-    }
-
-    /// The rows of activations and of the result.
-    pub(crate) fn shape(&self) -> [usize; 2] {
-        [self.n_out, self.k]
+        Ok(Self { dtype, k, panel, data })
     }
 
     /// A panel: the units of [`ROWS`] rows.
@@ -104,7 +94,7 @@ impl Packed {
 /// Packs one panel.
 fn pack<F: Format>(rows: [&[u8]; ROWS], panel: &mut [u8]) {
     for (i, unit) in panel.chunks_exact_mut(F::UNIT).enumerate() {
-        F::pack(rows.map(|row| row.get(i * F::BLOCK..(i + 1) * F::BLOCK).unwrap_or(&[])), unit);
+        F::pack(rows.map(|row| row.chunks(F::BLOCKS * F::BLOCK).nth(i).unwrap_or(&[])), unit);
     }
 }
 

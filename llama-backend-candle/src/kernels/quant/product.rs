@@ -18,6 +18,8 @@ const PARTS: usize = 16;
 const MANY: usize = 64;
 /// From here unpacking first pays.
 const UNPACK: usize = 6;
+/// Bytes between what is multiplied and what memory is asked for.
+const AHEAD: usize = 4096;
 /// Rows that are multiplied at a time.
 const TILE: usize = 4;
 
@@ -75,6 +77,9 @@ trait Panel<S: Lanes>: Copy {
     type Format: Format;
     fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8];
     fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F>;
+    /// Asks memory for what will be needed soon, a part at a time.
+    #[inline(always)]
+    fn prefetch(self, _: S, _part: usize) {}
 }
 
 /// As it is packed.
@@ -109,6 +114,14 @@ impl<S: Lanes, F: Format> Panel<S> for Direct<'_, F> {
         let (unit, part) = self.unit(part);
         F::scales(s, unit, part, half)
     }
+    #[inline(always)]
+    fn prefetch(self, s: S, part: usize) {
+        let bytes = F::UNIT / (F::LEN / PART);
+        let ahead = self.0.as_ptr().wrapping_add(part * bytes + AHEAD);
+        for line in (0..bytes).step_by(64) {
+            s.prefetch(ahead.wrapping_add(line));
+        }
+    }
 }
 
 /// 32 elements of [`ROWS`] rows, as bytes with their scales.
@@ -141,13 +154,19 @@ impl<S: Lanes, F: Format> Panel<S> for Unpacked<'_, F> {
     #[inline(always)]
     fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8] {
         let part = &self.0[part];
-        std::array::from_fn(|g| s.bytes(&part.elements[g], half))
+        let mut elements = [s.zero(); 8];
+        for g in 0..8 {
+            elements[g] = s.bytes(&part.elements[g], half);
+        }
+        elements
     }
     #[inline(always)]
     fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F> {
         let part = &self.0[part];
-        let load = |from: &[[f32; ROWS]; 2]| [s.load(&from[0], half), s.load(&from[1], half)];
-        Scales { scale: load(&part.scale), minimum: load(&part.minimum) }
+        Scales {
+            scale: [s.load(&part.scale[0], half), s.load(&part.scale[1], half)],
+            minimum: [s.load(&part.minimum[0], half), s.load(&part.minimum[1], half)],
+        }
     }
 }
 
@@ -202,8 +221,14 @@ fn tile<S: Lanes, P: Panel<S>, const N: usize>(
     mut sums: [&mut [f32; ROWS]; N],
 ) {
     for half in 0..S::HALVES {
-        let mut added: [S::F; N] = std::array::from_fn(|i| s.load(sums[i], half));
+        let mut added = [s.splat(0.0); N];
+        for i in 0..N {
+            added[i] = s.load(sums[i], half);
+        }
         for (p, part) in parts.clone().enumerate() {
+            if half == 0 {
+                panel.prefetch(s, part);
+            }
             let elements = panel.elements(s, part, half);
             let Scales { scale, minimum } = panel.scales(s, part, half);
             for i in 0..N {
@@ -211,8 +236,10 @@ fn tile<S: Lanes, P: Panel<S>, const N: usize>(
                 let mut sum = added[i];
                 if P::Format::BY_16 {
                     let (w, q) = (quads(&elements), quads(&x.q));
-                    let dot = |i: usize| s.dot::<P::Format, 4>(w[i], q[i], x.minus_sum[1 + i]);
-                    let dot = [s.float(dot(0)), s.float(dot(1))];
+                    let dot = [
+                        s.float(s.dot::<P::Format, 4>(w[0], q[0], x.minus_sum[1])),
+                        s.float(s.dot::<P::Format, 4>(w[1], q[1], x.minus_sum[2])),
+                    ];
                     let scaled = s.mul_add(dot[0], scale[0], s.mul(dot[1], scale[1]));
                     sum = s.mul_add(scaled, s.splat(x.scale), sum);
                     if P::Format::MINIMUM {

@@ -47,6 +47,12 @@ impl Avx2 {
     }
 }
 
+/// Four bytes as one number.
+#[inline(always)]
+fn word([a, b, c, d]: [i8; 4]) -> i32 {
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
+}
+
 /// The part of `all` that a half of the rows has.
 #[inline(always)]
 fn part<const ALL: usize, const PART: usize>(all: &[u8; ALL], half: usize) -> &[u8; PART] {
@@ -63,6 +69,11 @@ impl Lanes for Avx2 {
     type I = __m256i;
     type F = __m256;
 
+    #[inline(always)]
+    fn zero(self) -> __m256i {
+        // SAFETY: see above the impl.
+        unsafe { _mm256_setzero_si256() }
+    }
     #[inline(always)]
     fn bytes(self, from: &Bytes, half: usize) -> __m256i {
         let from: &[u8; 32] = part(from, half);
@@ -146,7 +157,7 @@ impl Lanes for Avx2 {
             };
             let mut pairs = _mm256_setzero_si256();
             for g in 0..G {
-                let x = _mm256_set1_epi32(i32::from_le_bytes(x[g].map(|x| x as u8)));
+                let x = _mm256_set1_epi32(word(x[g]));
                 // The instruction takes unsigned times signed: a negative element passes its sign on.
                 let products = if E::SIGNED {
                     _mm256_maddubs_epi16(_mm256_abs_epi8(w[g]), _mm256_sign_epi8(x, w[g]))
@@ -213,6 +224,11 @@ impl Lanes for Vnni {
     type I = __m512i;
     type F = __m512;
 
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: see above the impl.
+        unsafe { _mm512_setzero_si512() }
+    }
     #[inline(always)]
     fn bytes(self, from: &Bytes, _: usize) -> __m512i {
         // SAFETY: see above the impl.
@@ -282,7 +298,7 @@ impl Lanes for Vnni {
                 None => _mm512_setzero_si512(),
             };
             for g in 0..G {
-                let x = _mm512_set1_epi32(i32::from_le_bytes(x[g].map(|x| x as u8)));
+                let x = _mm512_set1_epi32(word(x[g]));
                 sum = _mm512_dpbusd_epi32(sum, w[g], x);
             }
             sum

@@ -3,7 +3,7 @@
 use super::super::oracle::Oracle;
 use super::super::rig::{small, tokens};
 use super::super::suite::{Broken, Checked, Suite};
-use crate::{DType, LoadParams, ModelConfig, Want};
+use crate::{Computation, DType, LoadParams, ModelConfig, Want};
 
 pub(super) fn equals_the_oracle(suite: &Suite<'_>) -> Checked {
     let shapes = if suite.is_fixed() { vec![suite.config()] } else { shapes() };
@@ -47,7 +47,9 @@ pub(super) fn long_sequences_equal_the_oracle(suite: &Suite<'_>) -> Checked {
 fn equals(suite: &Suite<'_>, config: &ModelConfig, dtype: DType) -> Checked {
     let weights = suite.weights_of(config.clone(), dtype, 2);
     let oracle = Oracle::new(&*weights)?;
-    let mut rig = suite.load(&weights, &LoadParams::new(16, 2))?;
+    let mut params = LoadParams::new(16, 2);
+    params.computation = Computation::Exact;
+    let mut rig = suite.load(&weights, &params)?;
     let long = tokens(5, 11, config.vocab_size);
     let short = tokens(6, 4, config.vocab_size);
     let (prompts, decodes) = ((&long[..10], &short[..3]), (&long[10..], &short[3..]));
