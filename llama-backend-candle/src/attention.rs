@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Tensor};
 use llama_backend::Span;
 
 use crate::kernels::Context;
-use crate::kernels::attention::{self, Shape};
+use crate::kernels::attention::{self, Kept, Shape};
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::{HostCache, LayerCache};
 use crate::ops::floats;
@@ -34,10 +34,13 @@ impl Attention {
         [q, k, v]: [&Tensor; 3],
     ) -> Result<Tensor> {
         match (self, cache) {
-            (Self::Host { ctx, shape, rope }, LayerCache::Host(cache)) => {
+            (Self::Host { ctx, shape, rope }, LayerCache::F32(cache)) => {
                 let cache = RefCell::new(cache);
-                let op = Attend { ctx, shape, rope, spans, cache };
-                q.apply_op3_no_bwd(k, v, &op)
+                q.apply_op3_no_bwd(k, v, &Attend { ctx, shape, rope, spans, cache })
+            }
+            (Self::Host { ctx, shape, rope }, LayerCache::F16(cache)) => {
+                let cache = RefCell::new(cache);
+                q.apply_op3_no_bwd(k, v, &Attend { ctx, shape, rope, spans, cache })
             }
             (Self::Tensors(attention), LayerCache::Tensors(slots)) => {
                 attention.forward(slots, spans, q, k, v)
@@ -47,16 +50,16 @@ impl Attention {
     }
 }
 
-struct Attend<'a> {
+struct Attend<'a, E> {
     ctx: &'a Context,
     shape: &'a Shape,
     rope: &'a RopeTables,
     spans: &'a [Span],
     /// A custom operation is shared while it runs, and this one writes.
-    cache: RefCell<&'a mut HostCache>,
+    cache: RefCell<&'a mut HostCache<E>>,
 }
 
-impl CustomOp3 for Attend<'_> {
+impl<E: Kept> CustomOp3 for Attend<'_, E> {
     fn name(&self) -> &'static str {
         "attention"
     }

@@ -6,8 +6,11 @@
 //! Shapes: host: `[n_slots, n_kv_heads, max_seq_len, head_dim]` a layer; tensors: `[n_kv_heads, max_seq_len, head_dim]` a layer
 //! and slot, since candle writes into a tensor along one dimension.
 
-use candle_core::{DType, Device, Tensor};
-use llama_backend::BackendError;
+use std::collections::TryReserveError;
+
+use candle_core::{Device, Tensor};
+use half::f16;
+use llama_backend::{BackendError, DType, LoadParams};
 
 use crate::engine;
 use crate::kernels::attention::Shape;
@@ -22,16 +25,41 @@ pub(crate) struct KvCache {
 /// The KV cache of one layer.
 #[derive(Debug)]
 pub(crate) enum LayerCache {
-    Host(HostCache),
+    F32(HostCache<f32>),
+    F16(HostCache<f16>),
     /// By slot.
     Tensors(Vec<SlotTensors>),
 }
 
 /// Keys and values, `[n_slots, n_kv_heads, max_seq_len, head_dim]` each.
 #[derive(Debug)]
-pub(crate) struct HostCache {
-    pub(crate) keys: Vec<f32>,
-    pub(crate) values: Vec<f32>,
+pub(crate) struct HostCache<E> {
+    pub(crate) keys: Vec<E>,
+    pub(crate) values: Vec<E>,
+}
+
+impl<E: Copy> HostCache<E> {
+    /// Keys and values of `numbers` elements each.
+    fn new(numbers: usize, zero: E) -> Result<Self, TryReserveError> {
+        let zeros = || {
+            let mut zeros = Vec::new();
+            zeros.try_reserve_exact(numbers)?;
+            zeros.resize(numbers, zero);
+            Ok::<_, TryReserveError>(zeros)
+        };
+        Ok(Self { keys: zeros()?, values: zeros()? })
+    }
+
+    /// Copies `len` positions of one slot to another.
+    fn copy(&mut self, shape: &Shape, from: usize, to: usize, len: usize) {
+        let Shape { n_kv_heads, max_seq_len, head_dim, .. } = *shape;
+        for head in 0..n_kv_heads {
+            let at = |slot: usize| (slot * n_kv_heads + head) * max_seq_len * head_dim;
+            let prefix = at(from)..at(from) + len * head_dim;
+            self.keys.copy_within(prefix.clone(), at(to));
+            self.values.copy_within(prefix, at(to));
+        }
+    }
 }
 
 /// Keys and values of one slot, `[n_kv_heads, max_seq_len, head_dim]` each.
@@ -43,22 +71,19 @@ pub(crate) struct SlotTensors {
 
 impl KvCache {
     /// An empty cache in this process's memory. Its size has been checked to be one.
-    pub(crate) fn host(shape: Shape, n_layers: usize, n_slots: usize) -> Result<Self, BackendError> {
-        let numbers = n_slots * shape.n_kv_heads * shape.max_seq_len * shape.head_dim;
-        let zeros = || {
-            let mut zeros = Vec::new();
-            zeros.try_reserve_exact(numbers).map_err(|_| {
-                let positions = n_slots * shape.max_seq_len;
-                BackendError::params("n_slots * max_seq_len", positions, "as many as fit in memory")
-            })?;
-            zeros.resize(numbers, 0.0);
-            Ok::<_, BackendError>(zeros)
-        };
+    pub(crate) fn host(shape: Shape, n_layers: usize, params: &LoadParams) -> Result<Self, BackendError> {
+        let positions = params.n_slots * shape.max_seq_len;
+        let numbers = positions * shape.n_kv_heads * shape.head_dim;
         let layer = |_| {
-            let (keys, values) = (zeros()?, zeros()?);
-            Ok(LayerCache::Host(HostCache { keys, values }))
+            Ok(match params.kv_dtype {
+                DType::F16 => LayerCache::F16(HostCache::new(numbers, f16::ZERO)?),
+                _ => LayerCache::F32(HostCache::new(numbers, 0.0)?),
+            })
         };
-        let layers = (0..n_layers).map(layer).collect::<Result<_, BackendError>>()?;
+        let layers = (0..n_layers).map(layer).collect::<Result<_, TryReserveError>>();
+        let layers = layers.map_err(|_| {
+            BackendError::params("n_slots * max_seq_len", positions, "as many as fit in memory")
+        })?;
         Ok(Self { layers, shape })
     }
 
@@ -70,7 +95,7 @@ impl KvCache {
         device: &Device,
     ) -> Result<Self, BackendError> {
         let zeros =
-            || Tensor::zeros((shape.n_kv_heads, shape.max_seq_len, shape.head_dim), DType::F32, device);
+            || Tensor::zeros((shape.n_kv_heads, shape.max_seq_len, shape.head_dim), candle_core::DType::F32, device);
         let slot = |_| {
             let (keys, values) = (zeros()?, zeros()?);
             Ok(SlotTensors { keys, values })
@@ -85,17 +110,10 @@ impl KvCache {
         if from == to || len == 0 {
             return Ok(());
         }
-        let Shape { n_kv_heads, max_seq_len, head_dim, .. } = self.shape;
         for layer in &mut self.layers {
             match layer {
-                LayerCache::Host(HostCache { keys, values }) => {
-                    for head in 0..n_kv_heads {
-                        let at = |slot: usize| (slot * n_kv_heads + head) * max_seq_len * head_dim;
-                        let prefix = at(from)..at(from) + len * head_dim;
-                        keys.copy_within(prefix.clone(), at(to));
-                        values.copy_within(prefix, at(to));
-                    }
-                }
+                LayerCache::F32(cache) => cache.copy(&self.shape, from, to, len),
+                LayerCache::F16(cache) => cache.copy(&self.shape, from, to, len),
                 LayerCache::Tensors(slots) => {
                     let (source, target) = (&slots[from], &slots[to]);
                     let prefix = |whole: &Tensor| whole.narrow(1, 0, len)?.force_contiguous();

@@ -83,6 +83,11 @@ impl Linear {
         Ok(Self { n_out, n_in, weight })
     }
 
+    /// Whether the matrix has left the checkpoint's bytes.
+    pub(crate) fn is_copy(&self) -> bool {
+        !matches!(self.weight, Weight::Host(_, Host::Stored(..)))
+    }
+
     /// `x · Wᵀ`: `[n, n_in]` to `[n, n_out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [out] = Self::forward_all([self], x)?;

@@ -19,7 +19,7 @@ use crate::kv_cache::KvCache;
 use crate::linear::{Linear, Use, vector};
 use crate::model::{CandleModel, Layer, Transformer};
 use crate::ops::Ops;
-use crate::{DTYPES, Place, engine, tensors};
+use crate::{DTYPES, NAME, Place, engine, tensors};
 
 /// The bytes of a model of this shape.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -68,13 +68,14 @@ pub(crate) fn load(
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
     let (ops, attention, cache) = match place {
         Place::Host(isa) => {
-            let cache = KvCache::host(shape, config.n_layers, params.n_slots)?;
+            let cache = KvCache::host(shape, config.n_layers, params)?;
             let ctx = Arc::new(Context::new(*isa, params.n_threads()).map_err(engine)?);
             let rope = rope()?;
             let ops = Ops::Host(Arc::clone(&ctx));
             (ops, Attention::Host { ctx, shape, rope }, cache)
         }
         Place::Tensors(device) => {
+            params.require_f32_cache(NAME)?;
             let cache = KvCache::tensors(shape, config.n_layers, params.n_slots, device)?;
             let rope = rope()?;
             let attention = tensors::Attention::new(shape, rope, device).map_err(engine)?;
@@ -146,7 +147,11 @@ impl Reader<'_> {
 
     fn matrix(&self, name: &str, shape: [usize; 2], used: Use) -> Result<Linear, BackendError> {
         let (dtype, bytes) = read_tensor(self.source, name)?;
-        Linear::new(self.ops, shape, dtype, bytes, used).map_err(|e| unreadable(name, e))
+        let linear = Linear::new(self.ops, shape, dtype, bytes, used).map_err(|e| unreadable(name, e))?;
+        if linear.is_copy() {
+            self.source.release(name); // so that no more than this tensor is ever in memory twice
+        }
+        Ok(linear)
     }
 
     /// A norm's weight, `[dim]`.

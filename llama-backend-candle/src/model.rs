@@ -116,11 +116,11 @@ impl Transformer {
         let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
         let [q, k, v] = Linear::forward_all([&layer.wq, &layer.wk, &layer.wv], &x)?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
-        let h = (h + layer.wo.forward(&attended)?)?;
+        let h = ops.add(h, &layer.wo.forward(&attended)?)?;
 
         let x = ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
         let [gate, up] = Linear::forward_all([&layer.w1, &layer.w3], &x)?; // [n_tokens, ffn_dim] each
         let gated = ops.silu_mul(&gate, &up)?;
-        h + layer.w2.forward(&gated)?
+        ops.add(h, &layer.w2.forward(&gated)?)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, InplaceOp2, Layout, Result, Shape, Tensor};
 
 use crate::kernels::{Context, elementwise};
 use crate::tensors;
@@ -23,6 +23,17 @@ impl Ops {
         match self {
             Self::Host(ctx) => x.apply_op2_no_bwd(weight, &RmsNorm { ctx, eps }),
             Self::Tensors(_) => tensors::rms_norm(x, weight, eps),
+        }
+    }
+
+    /// `h + x`, of one shape; on the host, written over `h`.
+    pub(crate) fn add(&self, h: Tensor, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Host(ctx) => {
+                h.inplace_op2(x, &Add { ctx })?;
+                Ok(h)
+            }
+            Self::Tensors(_) => h + x,
         }
     }
 
@@ -64,6 +75,27 @@ impl CustomOp2 for RmsNorm<'_> {
         let mut out = vec![0.0; x.len()];
         elementwise::rms_norm(self.ctx, x, weight, self.eps, &mut out);
         Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+}
+
+struct Add<'a> {
+    ctx: &'a Context,
+}
+
+impl InplaceOp2 for Add<'_> {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
+    fn cpu_fwd(&self, h: &mut CpuStorage, hl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
+        let x = floats(x, xl)?;
+        match (h, hl.contiguous_offsets()) {
+            (CpuStorage::F32(h), Some((from, to))) if to - from == x.len() => {
+                elementwise::add(self.ctx, &mut h[from..to], x);
+                Ok(())
+            }
+            _ => candle_core::bail!("a residual of another shape"),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::graph::{self, Attribute, Interface, Node, OPSETS, Target, head_width,
 use crate::kv_cache::{KvCache, Shape};
 use crate::model::OnnxModel;
 use crate::sys::{self, Bound};
-use crate::{DTYPES, engine};
+use crate::{DTYPES, NAME, engine};
 
 /// Tensors below this are the engine's own: it takes no small ones on loan.
 const LEAST_LENT: usize = 128;
@@ -75,6 +75,7 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
+    params.require_f32_cache(NAME)?;
     plan(&config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.

@@ -13,7 +13,7 @@ use crate::attention::Attention;
 use crate::kv_cache::KvCache;
 use crate::linear::{Linear, Ops, TILE};
 use crate::model::{Layer, TchModel, Transformer, use_threads};
-use crate::{DTYPES, TchBackend, engine, message};
+use crate::{DTYPES, NAME, TchBackend, engine, message};
 
 /// The bytes of a model of this shape.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -47,6 +47,7 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
+    params.require_f32_cache(NAME)?;
     plan(&config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 

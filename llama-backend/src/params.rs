@@ -26,6 +26,9 @@ pub struct LoadParams {
     pub threads: Option<usize>,
     /// How quantised weights are multiplied.
     pub computation: Computation,
+    /// How keys and values are kept: [`DType::F32`], as the reference computes, or [`DType::F16`], half the memory to hold and to read, and
+    /// not token for token. An engine that has no such cache refuses it.
+    pub kv_dtype: DType,
 }
 
 /// How quantised weights are multiplied. Weights in f32, f16 and bf16 are computed the same under both.
@@ -54,6 +57,7 @@ impl LoadParams {
             max_batch_tokens: 512.max(n_slots),
             threads: None,
             computation: Computation::default(),
+            kv_dtype: DType::F32,
         }
     }
 
@@ -84,7 +88,22 @@ impl LoadParams {
                 return Err(BackendError::params(what, found, format!("between 1 and {limit}")));
             }
         }
+        if !matches!(self.kv_dtype, DType::F32 | DType::F16) {
+            return Err(BackendError::params("kv_dtype", self.kv_dtype, "f32 or f16"));
+        }
         Ok(())
+    }
+
+    /// Refuses a KV cache of another type than f32, for engines that have no other.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unsupported`].
+    pub fn require_f32_cache(&self, backend: &'static str) -> Result<(), BackendError> {
+        match self.kv_dtype {
+            DType::F32 => Ok(()),
+            other => Err(BackendError::Unsupported { backend, what: format!("a KV cache in {other}") }),
+        }
     }
 }
 
@@ -100,7 +119,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of an engine that keeps matrices as they are stored, norms and the KV cache in f32, and needs `scratch` f32
+    /// The plan of an engine that keeps matrices as they are stored, norms in f32, and needs `scratch` f32
     /// numbers beside them. Computed in 128 bits and cut at `u64::MAX`: any numbers may come, also absurd ones.
     #[must_use]
     pub fn as_stored(config: &ModelConfig, dtype: DType, params: &LoadParams, scratch: u128) -> Self {
@@ -114,7 +133,7 @@ impl MemoryPlan {
         let kv_dim = product(&[config.n_kv_heads, config.head_dim]);
         Self {
             weights: cut(weights),
-            kv_cache: cut(positions.saturating_mul(kv_dim).saturating_mul(4)),
+            kv_cache: cut(positions.saturating_mul(kv_dim).saturating_mul(params.kv_dtype.size() as u128)),
             scratch: cut(scratch.saturating_mul(4)),
         }
     }

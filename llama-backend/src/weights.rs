@@ -64,6 +64,12 @@ pub trait WeightSource: fmt::Debug + Send + Sync {
         range: Range<usize>,
         out: &mut [u8],
     ) -> Result<(), WeightError>;
+
+    /// Says that a tensor's bytes were copied elsewhere, and will not be read again for now: a source lets go of memory that stands behind
+    /// them, where it can. Reading them again is as good as before.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
 }
 
 /// Checks that every tensor of the model is there, with its shape and of one of these types, without reading any.

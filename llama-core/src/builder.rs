@@ -33,6 +33,7 @@ pub struct LlamaBuilder {
     dtype: Option<DType>,
     quantization: Option<Quantization>,
     computation: Computation,
+    kv_dtype: DType,
     seed: u64,
     threads: Option<usize>,
     max_seq_len: usize,
@@ -90,6 +91,7 @@ impl Default for LlamaBuilder {
             dtype: None,
             quantization: None,
             computation: Computation::default(),
+            kv_dtype: DType::F32,
             seed: 1, // the reference's
             threads: None,
             max_seq_len: 512,
@@ -182,6 +184,14 @@ impl LlamaBuilder {
     #[must_use]
     pub fn computation(mut self, computation: Computation) -> Self {
         self.computation = computation;
+        self
+    }
+
+    /// How keys and values are kept: [`DType::F32`], the default, or [`DType::F16`]: half the memory to hold and to read at each token, and
+    /// answers near the reference's, not equal to them. A backend that has no such cache refuses it.
+    #[must_use]
+    pub fn kv_dtype(mut self, kv_dtype: DType) -> Self {
+        self.kv_dtype = kv_dtype;
         self
     }
 
@@ -308,6 +318,7 @@ impl LlamaBuilder {
         };
         let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
         params.computation = self.computation;
+        params.kv_dtype = self.kv_dtype;
         let engine = Engine::start(move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
     }

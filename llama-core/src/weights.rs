@@ -78,4 +78,8 @@ impl WeightSource for Watched {
         self.report(out.len());
         Ok(())
     }
+
+    fn release(&self, name: &str) {
+        self.inner.release(name);
+    }
 }

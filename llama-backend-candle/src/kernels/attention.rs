@@ -9,6 +9,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use half::f16;
 use llama_backend::Span;
 
 use super::dense::{Element, dots};
@@ -50,14 +51,33 @@ impl Shape {
     }
 }
 
+/// An element of the KV cache.
+pub(crate) trait Kept: Element + Send {
+    fn narrow(x: f32) -> Self;
+}
+
+impl Kept for f32 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+}
+
+impl Kept for f16 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
 /// Writes a batch's keys, turned to their positions, and its values: `k`, `v`: `[n_tokens, n_kv_heads, head_dim]`.
-pub(crate) fn store(
+pub(crate) fn store<E: Kept>(
     ctx: &Context,
     shape: &Shape,
     rope: &RopeTables,
     spans: &[Span],
     (k, v): (&[f32], &[f32]),
-    (keys, values): (&mut [f32], &mut [f32]),
+    (keys, values): (&mut [E], &mut [E]),
 ) {
     let Shape { n_kv_heads, head_dim, .. } = *shape;
     // What a head of a slot gets: pairs of places in the batch and in the cache.
@@ -72,11 +92,13 @@ pub(crate) fn store(
         })
     };
     let place = |pos: usize| pos * head_dim..(pos + 1) * head_dim;
-    let store_keys = |i: usize, keys: &mut [f32]| {
-        rows(i).for_each(|(from, pos)| rope.rotate(pos, &k[from], &mut keys[place(pos)]));
+    let store_keys = |i: usize, keys: &mut [E]| {
+        rows(i).for_each(|(from, pos)| rope.rotate(pos, &k[from], &mut keys[place(pos)], E::narrow));
     };
-    let store_values = |i: usize, values: &mut [f32]| {
-        rows(i).for_each(|(from, pos)| values[place(pos)].copy_from_slice(&v[from]));
+    let store_values = |i: usize, values: &mut [E]| {
+        for (from, pos) in rows(i) {
+            values[place(pos)].iter_mut().zip(&v[from]).for_each(|(to, v)| *to = E::narrow(*v));
+        }
     };
     let len = shape.head_len();
     if k.len() < SERIAL_BELOW {
@@ -97,13 +119,13 @@ struct Block {
 }
 
 /// Softmax(q · keysᵀ / √head_dim) · values for every token of the batch, after [`store`]; `out` has `q`'s shape.
-pub(crate) fn attend(
+pub(crate) fn attend<E: Kept>(
     ctx: &Context,
     shape: &Shape,
     rope: &RopeTables,
     spans: &[Span],
     q: &[f32],
-    (keys, values): (&[f32], &[f32]),
+    (keys, values): (&[E], &[E]),
     out: &mut [f32],
 ) {
     let Shape { n_kv_heads, n_rep, head_dim, .. } = *shape;
@@ -131,7 +153,7 @@ pub(crate) fn attend(
                 let (queries, scores) = scratch.split_at_mut(part.len());
                 for (t, queries) in queries.chunks_exact_mut(group).enumerate() {
                     let from = ((block.first_row + t) * n_kv_heads + head) * group;
-                    rope.rotate(block.start_pos + t, &q[from..from + group], queries);
+                    rope.rotate(block.start_pos + t, &q[from..from + group], queries, |x| x);
                 }
                 block_attention(ctx, shape, block, (queries, keys, values), scores, part);
             });
@@ -181,11 +203,11 @@ fn blocks(span: &Span, shape: &Shape) -> impl Iterator<Item = Block> {
 
 /// One task: `queries`, `out`: `[n_tokens · n_rep, head_dim]`; `keys`, `values`: `[len, head_dim]`; `scores: [rows, len]` is
 /// scratch.
-fn block_attention(
+fn block_attention<E: Kept>(
     ctx: &Context,
     shape: &Shape,
     block: &Block,
-    (queries, keys, values): (&[f32], &[f32], &[f32]),
+    (queries, keys, values): (&[f32], &[E], &[E]),
     scores: &mut [f32],
     out: &mut [f32],
 ) {
@@ -247,8 +269,8 @@ fn tile<S: Simd, E: Element, const N: usize>(
     let rest = fours.remainder();
     let mut t = 0;
     for four in fours {
-        let keys: [&[E]; 4] = std::array::from_fn(|r| &four[r * head_dim..(r + 1) * head_dim]);
-        for products in dots(s, keys, queries) {
+        let key = |r: usize| &four[r * head_dim..(r + 1) * head_dim];
+        for products in dots(s, [key(0), key(1), key(2), key(3)], queries) {
             add(t, products);
             t += 1;
         }

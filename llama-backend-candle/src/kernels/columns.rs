@@ -49,9 +49,13 @@ impl<'a> Columns<'a> {
     }
 
     /// Writes numbers to a row from a column on, as far as there are columns.
-    pub(crate) fn write(&mut self, row: usize, from: usize, numbers: &[f32]) {
-        let to = self.row(row, from, numbers.len());
-        to.copy_from_slice(&numbers[..to.len()]);
+    #[inline]
+    pub(crate) fn write<const N: usize>(&mut self, row: usize, from: usize, numbers: &[f32; N]) {
+        let to = self.row(row, from, N);
+        match to.first_chunk_mut() {
+            Some(to) => *to = *numbers, // a few instructions, where a copy of any length is a call
+            None => to.copy_from_slice(&numbers[..to.len()]),
+        }
     }
 }
 
@@ -65,7 +69,8 @@ mod tests {
             let mut matrix = vec![0.0; rows * n];
             for (i, mut part) in Columns::split(&mut matrix, n, width).enumerate() {
                 for row in 0..rows {
-                    part.write(row, 0, &vec![(row * 100 + i) as f32; width]);
+                    part.row(row, 0, width).fill((row * 100 + i) as f32);
+                    part.write(row, 0, &[(row * 100 + i) as f32]);
                 }
             }
             let expected = |i: usize| (i / n * 100 + i % n / width) as f32;

@@ -146,23 +146,12 @@ impl<E: Element> Kernel for Multiply<'_, '_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { weights, k, x, out } = self;
-        let n = x.len() / k;
-        if n < WIDEN {
+        if x.len() / k < WIDEN {
             for (i, weights) in weights.chunks(WIDE * k).enumerate() {
                 few(s, weights, k, x, i * WIDE, out);
             }
-        } else if let Some(weights) = E::as_f32(weights) {
-            many(s, weights.len() / k, k, x, out, |rows, chunk, to| {
-                for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
-                    to.copy_from_slice(&weights[row * k..][chunk.clone()]);
-                }
-            });
         } else {
-            many(s, weights.len() / k, k, x, out, |rows, chunk, to| {
-                for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
-                    Widen { from: &weights[row * k..][chunk.clone()], to }.run(s);
-                }
-            });
+            many(s, Elements { weights, k }, weights.len() / k, k, x, out);
         }
     }
 }
@@ -183,14 +172,51 @@ impl Kernel for MultiplyBlocks<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { dtype, bytes, row, k, x, out } = self;
-        let place = |element: usize| element / dtype.block_len() * dtype.size();
-        many(s, bytes.len() / row, k, x, out, |rows, chunk, to| {
-            for (i, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
-                let blocks = &bytes[i * row..][place(chunk.start)..place(chunk.end)];
-                // Whole blocks, as many as there are elements: it cannot fail.
-                let _ = dequantize(dtype, blocks, to);
+        many(s, Blocks { dtype, bytes, row }, bytes.len() / row, k, x, out);
+    }
+}
+
+/// What can be widened, a chunk of some rows at a time.
+///
+/// A method and not a closure: a closure that is not inlined is compiled for the plain processor, and twenty times slower.
+trait Wide {
+    /// Writes a chunk of each of some rows: `to: [rows.len(), chunk.len()]`.
+    fn widen<S: Simd>(&self, s: S, rows: Range<usize>, chunk: &Range<usize>, to: &mut [f32]);
+}
+
+struct Elements<'a, E> {
+    weights: &'a [E],
+    k: usize,
+}
+
+impl<E: Element> Wide for Elements<'_, E> {
+    #[inline(always)]
+    fn widen<S: Simd>(&self, s: S, rows: Range<usize>, chunk: &Range<usize>, to: &mut [f32]) {
+        for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
+            let from = &self.weights[row * self.k..][chunk.clone()];
+            match E::as_f32(from) {
+                Some(from) => to.copy_from_slice(from),
+                None => Widen { from, to }.run(s),
             }
-        });
+        }
+    }
+}
+
+struct Blocks<'a> {
+    dtype: DType,
+    bytes: &'a [u8],
+    row: usize,
+}
+
+impl Wide for Blocks<'_> {
+    #[inline(always)]
+    fn widen<S: Simd>(&self, _: S, rows: Range<usize>, chunk: &Range<usize>, to: &mut [f32]) {
+        let place = |element: usize| element / self.dtype.block_len() * self.dtype.size();
+        for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
+            let blocks = &self.bytes[row * self.row..][place(chunk.start)..place(chunk.end)];
+            // Whole blocks, as many as there are elements: it cannot fail.
+            let _ = dequantize(self.dtype, blocks, to);
+        }
     }
 }
 
@@ -224,16 +250,9 @@ fn few<S: Simd, E: Element>(s: S, weights: &[E], k: usize, x: &[f32], column: us
     }
 }
 
-/// Any number of weight rows times the rows of `x`; `widen(rows, chunk, to)` writes a chunk of some weight rows.
+/// Any number of weight rows times the rows of `x`.
 #[inline(always)]
-fn many<S: Simd>(
-    s: S,
-    n_out: usize,
-    k: usize,
-    x: &[f32],
-    out: &mut Columns<'_>,
-    widen: impl Fn(Range<usize>, Range<usize>, &mut [f32]),
-) {
+fn many<S: Simd>(s: S, weights: impl Wide, n_out: usize, k: usize, x: &[f32], out: &mut Columns<'_>) {
     let mut wide = [0.0; WIDE * CHUNK];
     let mut sums = [[0.0; WIDE]; MANY];
     for (block, x) in x.chunks(MANY * k).enumerate() {
@@ -244,11 +263,11 @@ fn many<S: Simd>(
             for from in (0..k).step_by(CHUNK) {
                 let chunk = from..k.min(from + CHUNK);
                 let wide = &mut wide[..rows.len() * chunk.len()];
-                widen(rows.clone(), chunk.clone(), wide);
+                weights.widen(s, rows.clone(), &chunk, wide);
                 add_products(s, wide, chunk, k, x, &mut sums[..n]);
             }
             for (i, sums) in sums[..n].iter().enumerate() {
-                out.write(block * MANY + i, first, &sums[..rows.len()]);
+                out.write(block * MANY + i, first, sums);
             }
         }
     }
@@ -283,22 +302,24 @@ fn tile<S: Simd, const N: usize>(
     wide: &[f32],
     len: usize,
     x: [&[f32]; N],
-    mut sums: [&mut [f32; WIDE]; N],
+    sums: [&mut [f32; WIDE]; N],
 ) {
-    let (fours, rest) = wide.split_at(wide.len() / (4 * len) * (4 * len));
-    let mut add = |r: usize, added: [f32; N]| {
-        sums.iter_mut().zip(added).for_each(|(sums, added)| sums[r] += added);
-    };
     let mut r = 0;
-    for four in fours.chunks_exact(4 * len) {
-        for added in dots(s, std::array::from_fn::<_, 4, _>(|r| &four[r * len..(r + 1) * len]), x) {
-            add(r, added);
-            r += 1;
+    while (r + 4) * len <= wide.len() {
+        let row = |r: usize| &wide[r * len..(r + 1) * len];
+        let added = dots(s, [row(r), row(r + 1), row(r + 2), row(r + 3)], x);
+        for i in 0..N {
+            for j in 0..4 {
+                sums[i][r + j] += added[j][i];
+            }
         }
+        r += 4;
     }
-    for one in rest.chunks_exact(len) {
-        let [added] = dots(s, [one], x);
-        add(r, added);
+    while (r + 1) * len <= wide.len() {
+        let [added] = dots(s, [&wide[r * len..(r + 1) * len]], x);
+        for i in 0..N {
+            sums[i][r] += added[i];
+        }
         r += 1;
     }
 }

@@ -29,8 +29,8 @@ impl RopeTables {
         Ok(Self { cos, sin, half })
     }
 
-    /// Writes the heads of `from`, `[.., head_dim]`, turned to a position, into `to`.
-    pub(crate) fn rotate(&self, pos: usize, from: &[f32], to: &mut [f32]) {
+    /// Writes the heads of `from`, `[.., head_dim]`, turned to a position, into `to`, each number as `narrow` makes it.
+    pub(crate) fn rotate<E>(&self, pos: usize, from: &[f32], to: &mut [E], narrow: impl Fn(f32) -> E) {
         let row = pos * self.half..(pos + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
         let heads = from.chunks_exact(2 * self.half);
@@ -38,7 +38,7 @@ impl RopeTables {
             let (from, _) = from.as_chunks::<2>();
             let (to, _) = to.as_chunks_mut::<2>();
             for (((from, to), cos), sin) in from.iter().zip(to).zip(cos).zip(sin) {
-                *to = [from[0] * cos - from[1] * sin, from[0] * sin + from[1] * cos];
+                *to = [narrow(from[0] * cos - from[1] * sin), narrow(from[0] * sin + from[1] * cos)];
             }
         }
     }

@@ -202,6 +202,13 @@ impl View {
         aligned.then_some(bytes)
     }
 
+    /// Says that the elements are not needed in memory for now.
+    pub(super) fn release(&self) {
+        if self.is_dense() {
+            self.blob.release(self.start..self.start + self.n_rows * self.n_cols * self.dtype.size());
+        }
+    }
+
     /// Copies a part of the matrix to `out`, whose rows lie `pitch` bytes apart; columns are counted in blocks. `None` if the file
     /// does not hold it.
     pub(super) fn copy(

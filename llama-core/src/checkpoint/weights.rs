@@ -182,6 +182,12 @@ impl WeightSource for Weights {
         }
         self.gather(name, tensor, &rows, &cols, out)
     }
+
+    fn release(&self, name: &str) {
+        if let Ok(tensor) = self.tensor(name) {
+            tensor.parts.iter().for_each(View::release);
+        }
+    }
 }
 
 impl fmt::Debug for Weights {

@@ -242,4 +242,8 @@ impl WeightSource for Cast {
         }
         Ok(())
     }
+
+    fn release(&self, name: &str) {
+        self.inner.release(name);
+    }
 }

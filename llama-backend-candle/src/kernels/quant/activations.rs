@@ -25,35 +25,45 @@ impl Block {
 
     /// Rounds 32 numbers to the nearest of 255 steps, the largest to ±127.
     ///
-    /// A number that is not finite makes the scale so, and with it every product: it is not hidden.
+    /// A number that is not finite makes the scale NaN, and with it every product: it is not hidden.
     #[inline(always)]
     pub(crate) fn quantize(x: &[f32; LEN]) -> Self {
-        let mut max = [0.0f32; 8];
-        let mut poison = [0.0f32; 8]; // 0, or NaN
-        for x in x.as_chunks::<8>().0 {
-            for i in 0..8 {
-                max[i] = max[i].max(x[i].abs());
-                poison[i] += x[i] * 0.0;
-            }
+        /// Added to a number below 2^22, its last bits are those of the nearest whole number: a conversion without special cases,
+        /// which vectors are made of.
+        const MAGIC: f32 = 12_582_912.0;
+        // Of positive numbers the larger has the larger bits; those of infinity and NaN are larger than all.
+        let mut max = 0;
+        for x in x {
+            max = x.abs().to_bits().max(max);
         }
-        let max = max.into_iter().fold(0.0, f32::max);
-        let scale = max / 127.0 + poison.into_iter().sum::<f32>();
-        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-        let mut q = [0i32; LEN];
+        if max >= f32::INFINITY.to_bits() {
+            return Self { scale: f32::NAN, sum: [f32::NAN; 3], ..Self::EMPTY };
+        }
+        let max = f32::from_bits(max);
+        let inverse = 127.0 / max;
+        if inverse.is_infinite() {
+            return Self::EMPTY; // zeros, or as good as zeros: below 1e-36
+        }
+        let mut q = [0; LEN];
         for (q, x) in q.iter_mut().zip(x) {
-            // For a subnormal maximum the inverse is infinite: the conversion saturates.
-            *q = ((x * inverse).round_ties_even() as i32).clamp(-127, 127);
+            *q = (x * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
         }
-        let sum = |q: &[i32]| q.iter().sum::<i32>();
-        let halves = [sum(&q[..LEN / 2]), sum(&q[LEN / 2..])];
-        let sums = [halves[0] + halves[1], halves[0], halves[1]];
-        let q = q.map(|q| q as i8);
-        Self {
-            q: std::array::from_fn(|g| [q[4 * g], q[4 * g + 1], q[4 * g + 2], q[4 * g + 3]]),
-            scale,
-            minus_sum: sums.map(|sum| -sum),
-            sum: sums.map(|sum| scale * sum as f32),
+        let (mut first, mut second) = (0, 0);
+        for i in 0..LEN / 2 {
+            first += q[i];
+            second += q[i + LEN / 2];
         }
+        let mut block = Self::EMPTY;
+        for (to, q) in block.q.as_flattened_mut().iter_mut().zip(q) {
+            *to = q as i8;
+        }
+        block.scale = max / 127.0;
+        let sums = [first + second, first, second];
+        for i in 0..3 {
+            block.minus_sum[i] = -sums[i];
+            block.sum[i] = block.scale * sums[i] as f32;
+        }
+        block
     }
 }
 
