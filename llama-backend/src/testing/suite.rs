@@ -27,11 +27,13 @@ pub struct Tolerance {
     pub f16: f32,
     /// The same for bf16 weights.
     pub bf16: f32,
+    /// From the oracle's, for quantised weights under [`Computation::Fast`](crate::Computation): activations are rounded to 8 bits.
+    pub fast: f32,
 }
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { oracle: 1e-3, routes: 1e-4, f16: 1e-3, bf16: 1e-3 }
+        Self { oracle: 1e-3, routes: 1e-4, f16: 1e-3, bf16: 1e-3, fast: 1e-3 }
     }
 }
 
