@@ -58,12 +58,18 @@ pub enum Part {
     Decode,
     /// The same in 8 sequences.
     Batch,
+    /// A prompt and the tokens after it with quantised weights, computed fast.
+    Blocks,
 }
 
 impl Part {
     /// All of them, and their names on the command line.
-    pub const ALL: [(&str, Self); 3] =
-        [("prefill", Self::Prefill), ("decode", Self::Decode), ("batch", Self::Batch)];
+    pub const ALL: [(&str, Self); 4] = [
+        ("prefill", Self::Prefill),
+        ("decode", Self::Decode),
+        ("batch", Self::Batch),
+        ("blocks", Self::Blocks),
+    ];
 }
 
 /// The rounds of each measure of a part, in turns; the name of each is its column in the record. A first round is not counted: it
@@ -78,12 +84,16 @@ pub fn measure(
     rounds: usize,
 ) -> Result<Vec<(&'static str, Vec<Duration>)>, Error> {
     let environment = ort::init_from(library())?.with_telemetry(false).build()?;
-    let mut model = Measured::new(&environment, n_threads)?;
+    if part == Part::Blocks {
+        return blocks(&environment, n_threads, rounds);
+    }
+    let mut model = Measured::new(&environment, DType::F32, n_threads)?;
     let mut calls = Calls::new(&environment, n_threads)?;
     let names: &[&'static str] = match part {
         Part::Prefill => &["prefill_512", "prefill_512_products", "prefill_512_attention"],
         Part::Decode => &["decode_64", "decode_64_products"],
         Part::Batch => &["decode_64_batch_8", "decode_64_batch_8_products"],
+        Part::Blocks => &[],
     };
     let mut times: Vec<(&'static str, Vec<Duration>)> =
         names.iter().map(|&name| (name, Vec::new())).collect();
@@ -94,10 +104,36 @@ pub fn measure(
             Part::Prefill => vec![model.prefill()?, calls.products(PROMPT, 1)?, calls.attention(PROMPT)?],
             Part::Decode => vec![model.decode(1)?, calls.products(1, 1)? * new],
             Part::Batch => vec![model.decode(BATCH)?, calls.products(BATCH, BATCH)? * new],
+            Part::Blocks => Vec::new(),
         };
         if round > 0 {
             times.iter_mut().zip(found).for_each(|((_, times), time)| times.push(time));
         }
+    }
+    Ok(times)
+}
+
+/// Prefill and decode with quantised weights, type after type.
+fn blocks(
+    environment: &Environment,
+    n_threads: usize,
+    rounds: usize,
+) -> Result<Vec<(&'static str, Vec<Duration>)>, Error> {
+    let mut times = Vec::new();
+    for (dtype, prefill, decode) in [
+        (DType::Q4_0, "prefill_512_q4_0", "decode_64_q4_0"),
+        (DType::Q8_0, "prefill_512_q8_0", "decode_64_q8_0"),
+        (DType::Q5_K, "prefill_512_q5_k", "decode_64_q5_k"),
+    ] {
+        let mut model = Measured::new(environment, dtype, n_threads)?;
+        model.prefill()?;
+        model.decode(1)?;
+        let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            prefills.push(model.prefill()?);
+            decodes.push(model.decode(1)?);
+        }
+        times.extend([(prefill, prefills), (decode, decodes)]);
     }
     Ok(times)
 }
@@ -115,8 +151,8 @@ struct Measured {
 }
 
 impl Measured {
-    fn new(environment: &Environment, n_threads: usize) -> Result<Self, Error> {
-        let weights = Arc::new(RandomWeights::new(config(), DType::F32, 1).materialised());
+    fn new(environment: &Environment, dtype: DType, n_threads: usize) -> Result<Self, Error> {
+        let weights = Arc::new(RandomWeights::new(config(), dtype, 1).materialised());
         let mut params = LoadParams::new(PROMPT + NEW, BATCH);
         params.threads = Some(n_threads);
         let backend = OnnxBackend::with_environment(environment.clone());

@@ -1,5 +1,5 @@
 //! Measures the ONNX Runtime backend at TinyLlama's shape and appends the rounds to `benches/record/onnx.csv`: two threads,
-//! 10 GB of memory. `record_onnx prefill`, `decode` or `batch`: one of the three, in a minute or two.
+//! 10 GB of memory. `record_onnx prefill`, `decode`, `batch` or `blocks`: one of the four, in a minute or two.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,14 +13,14 @@ fn main() -> Result<(), Error> {
     let Some((_, part)) = parts.into_iter().find(|(known, _)| *known == name) else {
         return Err(format!("{name:?}: which of {:?} is to be measured?", parts.map(|(name, _)| name)).into());
     };
-    let rounds = if part == onnx::Part::Batch { 3 } else { 5 };
+    let rounds = if matches!(part, onnx::Part::Batch | onnx::Part::Blocks) { 3 } else { 5 };
     let times = onnx::measure(part, THREADS, rounds)?;
     #[allow(clippy::print_stdout, reason = "this program's output")]
     for (name, rounds) in &times {
         let tokens = match *name {
             name if name.starts_with("prefill_512") => onnx::PROMPT,
-            "decode_64" | "decode_64_products" => onnx::NEW,
-            _ => onnx::NEW * onnx::BATCH,
+            name if name.starts_with("decode_64_batch") => onnx::NEW * onnx::BATCH,
+            _ => onnx::NEW,
         };
         let best = rounds.iter().min().copied().unwrap_or(Duration::ZERO);
         println!("{name}: {:.2} tokens/s at best, rounds {rounds:.2?}", tokens as f64 / best.as_secs_f64());

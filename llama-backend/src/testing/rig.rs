@@ -73,7 +73,7 @@ impl Suite<'_> {
     /// A model of these weights.
     pub(super) fn load(&self, weights: &Arc<dyn WeightSource>, params: &LoadParams) -> Checked<Rig> {
         let source = self.source(weights);
-        let model = self.backend.load(source, params)?;
+        let model = self.backend.load(source, &self.params(params))?;
         Ok(Rig {
             lens: vec![0; params.n_slots],
             vocab_size: weights.config().vocab_size,

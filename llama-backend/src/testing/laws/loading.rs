@@ -206,6 +206,7 @@ pub(super) fn model_says_what_it_was_loaded_with(suite: &Suite<'_>) -> Checked {
     let mut params = LoadParams::new(11, 3);
     params.max_batch_tokens = 7;
     params.threads = Some(1);
+    let params = suite.params(&params);
     let rig = suite.load(&suite.weights(1), &params)?;
     if *rig.model.config() != suite.config() {
         return Err(Broken(format!("config {:?}, expected {:?}", rig.model.config(), suite.config())));
