@@ -33,7 +33,7 @@ pub fn measure(n_threads: usize, rounds: usize) -> Result<Vec<Call>, Error> {
             Ok::<_, Error>(Product::new([N_OUT, N_IN], dtype, bytes, half_products)?)
         };
         let (whole, half) = (product(false)?, product(true)?);
-        let w = whole.weight();
+        let w = whole.weight().ok_or("blocks")?;
         let kind = w.f_kind()?;
         let scratch = Tensor::f_empty([N_OUT as i64, N_IN as i64], (Kind::Float, Device::Cpu))?;
         for n in [1, 8, 16, 512] {

@@ -10,9 +10,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use llama_backend::{BackendError, DType, ModelConfig, WeightSource, check_weights, read_tensor};
+use llama_backend::{BackendError, ModelConfig, WeightSource, check_weights, read_tensor};
 
 use crate::DTYPES;
+use crate::blocks::Layout;
 use crate::graph::{self, Attribute, Interface, Node, OPSETS, Target, head_width, planes};
 use crate::load::widen;
 use crate::protobuf::Message;
@@ -265,11 +266,16 @@ impl Target for Export<'_> {
         Ok(())
     }
 
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<DType, ExportError> {
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<(), ExportError> {
         let (dtype, bytes) = read_tensor(self.source, name).map_err(BackendError::from)?;
-        let floats = widen(name, dtype, &bytes).map_err(BackendError::from)?;
-        self.external(name, shape, &floats)?;
-        Ok(DType::F32)
+        let mut floats = vec![0.0; shape.iter().product()]; // as many as there are bytes for
+        widen(name, dtype, &bytes, &mut floats).map_err(BackendError::from)?;
+        self.external(name, shape, &floats)
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Option<Layout>, ExportError> {
+        self.weight(name, &shape)?;
+        Ok(None)
     }
 
     fn integers(&mut self, name: &str, values: &[i64]) -> Result<(), ExportError> {

@@ -6,14 +6,19 @@
 //! behind it (`SkipSimplifiedLayerNormalization`), SiLU (`QuickGelu` at alpha 1).
 //!
 //! The graph has one of two [interfaces](Interface): the one that this crate calls, or the one that others know, for a file.
-//! Ours: `tokens: [B, S]` i64, `seqlens: [B]` i32 (a sequence's last position), `longest: []` i32 (positions of the longest),
-//! `rows: [R]` i64 (which of the `B * S` rows are wanted), `past.{keys,values}.N: [B, n_kv_heads, max_seq_len, width]` f32.
-//! gives `logits: [R, vocab_size]` f32, `present.{keys,values}.N`, which share the past's memory.
+//! Ours: `embedded: [B, S, dim]` f32 (the tokens' rows, which the caller looks up in whatever type they are stored), `seqlens: [B]` i32 (a
+//! sequence's last position), `longest: []` i32 (positions of the longest), `rows: [R]` i64 (which of the `B * S` rows are wanted),
+//! `past.{keys,values}.N: [B, n_kv_heads, max_seq_len, width]` f32.
+//! It gives `logits: [R, vocab_size]` f32, `present.{keys,values}.N`, which share the past's memory.
 //!
 //! Shapes: `h`, `x`: `[B * S, dim]`. The attention kernel wants heads of a multiple of 16 (it turns pairs with SIMD): other
 //! heads are filled up with zeros around it, which changes no product; every checkpoint of Meta's has 128.
 
-use llama_backend::{DType, ModelConfig};
+use std::collections::HashSet;
+
+use llama_backend::ModelConfig;
+
+use crate::blocks::Layout;
 
 /// What the graph is made of, in the engine's words; [`load`](crate::load) turns it into a session, [`export`](crate::export)
 /// into a file.
@@ -24,9 +29,12 @@ pub(crate) trait Target {
     /// A node: operator, domain, inputs, outputs, attributes.
     fn node(&mut self, node: Node<'_>) -> Result<(), Self::Error>;
 
-    /// A tensor of the checkpoint, under its own name; the type that it has in the graph. Only the embeddings may have another
-    /// than f32.
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<DType, Self::Error>;
+    /// A tensor of the checkpoint in f32, under its own name.
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<(), Self::Error>;
+
+    /// A matrix of the checkpoint to multiply with: `None` for one in f32, under its own name. Blocks have that name too; their scales and
+    /// minimums have it with `.scales` and `.minimums` behind it.
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Option<Layout>, Self::Error>;
 
     /// A small tensor of ours.
     fn integers(&mut self, name: &str, values: &[i64]) -> Result<(), Self::Error>;
@@ -53,10 +61,8 @@ pub(crate) enum Attribute {
 
 /// ONNX's own domain, and the one of ONNX Runtime's operators; with their versions.
 pub(crate) const OPSETS: [(&str, u32); 2] = [("", 18), (MICROSOFT, 1)];
-const ONNX: &str = "";
-const MICROSOFT: &str = "com.microsoft";
-/// `TensorProto.FLOAT`.
-const FLOAT: i64 = 1;
+pub(crate) const ONNX: &str = "";
+pub(crate) const MICROSOFT: &str = "com.microsoft";
 /// `TensorProto.INT32`.
 const INT32: i64 = 6;
 
@@ -89,13 +95,6 @@ impl Interface {
             }
         }
     }
-
-    fn tokens(self) -> &'static str {
-        match self {
-            Self::Ours => "tokens",
-            Self::Common => "input_ids",
-        }
-    }
 }
 
 /// What a cache holds.
@@ -117,7 +116,7 @@ pub(crate) fn build<T: Target>(
     max_seq_len: usize,
     interface: Interface,
 ) -> Result<(), T::Error> {
-    let mut builder = Builder { target, config, interface };
+    let mut builder = Builder { target, config, interface, sums: HashSet::new() };
     builder.constants(max_seq_len)?;
     builder.embed()?;
     for layer in 0..config.n_layers {
@@ -127,14 +126,16 @@ pub(crate) fn build<T: Target>(
     builder.output()
 }
 
-struct Builder<'a, T> {
-    target: &'a mut T,
+pub(crate) struct Builder<'a, T> {
+    pub(crate) target: &'a mut T,
     config: &'a ModelConfig,
     interface: Interface,
+    /// The sums of activations that are made already.
+    pub(crate) sums: HashSet<String>,
 }
 
 impl<T: Target> Builder<'_, T> {
-    fn op(&mut self, op: &str, inputs: &[&str], output: &str) -> Result<(), T::Error> {
+    pub(crate) fn op(&mut self, op: &str, inputs: &[&str], output: &str) -> Result<(), T::Error> {
         self.target.node(Node { op, domain: ONNX, inputs, outputs: &[output], attributes: &[] })
     }
 
@@ -159,7 +160,17 @@ impl<T: Target> Builder<'_, T> {
             self.target.integers("axis", &[2])?;
         }
         // [B, S] of this batch, then [B, S, width] of queries and of keys.
-        self.op("Shape", &[self.interface.tokens()], "batch")?;
+        let source = match self.interface {
+            Interface::Ours => "embedded",
+            Interface::Common => "input_ids",
+        };
+        self.target.node(Node {
+            op: "Shape",
+            domain: ONNX,
+            inputs: &[source],
+            outputs: &["batch"],
+            attributes: &[("end", Attribute::Int(2))],
+        })?;
         self.join(&["batch", "width.q"], "batch.q")?;
         self.join(&["batch", "width.kv"], "batch.kv")?;
         match self.interface {
@@ -200,11 +211,9 @@ impl<T: Target> Builder<'_, T> {
     /// `h` and its norm: `[B * S, dim]`.
     fn embed(&mut self) -> Result<(), T::Error> {
         let ModelConfig { dim, vocab_size, norm_eps, .. } = *self.config;
-        let narrow = self.target.weight("tok_embeddings.weight", &[vocab_size, dim])? != DType::F32;
-        let rows = if narrow { "embedded.narrow" } else { "embedded" };
-        self.op("Gather", &["tok_embeddings.weight", self.interface.tokens()], rows)?;
-        if narrow {
-            self.cast("embedded.narrow", "embedded", FLOAT)?;
+        if self.interface == Interface::Common {
+            self.target.weight("tok_embeddings.weight", &[vocab_size, dim])?;
+            self.op("Gather", &["tok_embeddings.weight", "input_ids"], "embedded")?;
         }
         self.op("Reshape", &["embedded", "shape.h"], "h")?;
         self.target.weight("layers.0.attention_norm.weight", &[dim])?;
@@ -214,21 +223,6 @@ impl<T: Target> Builder<'_, T> {
             domain: ONNX,
             inputs: &["h", "layers.0.attention_norm.weight"],
             outputs: &["layers.0.attention_norm"],
-            attributes,
-        })
-    }
-
-    /// `x · weightᵀ`: `[B * S, n_in]` to `[B * S, n_out]`, under the weight's name without its ending.
-    fn linear(&mut self, x: &str, name: &str, n_out: usize, n_in: usize) -> Result<(), T::Error> {
-        let weight = format!("{name}.weight");
-        self.target.weight(&weight, &[n_out, n_in])?;
-        // A checkpoint's matrix is [out, in]: taken as it lies.
-        let attributes = &[("transB", Attribute::Int(1))];
-        self.target.node(Node {
-            op: "Gemm",
-            domain: ONNX,
-            inputs: &[x, &weight],
-            outputs: &[name],
             attributes,
         })
     }
@@ -261,7 +255,7 @@ impl<T: Target> Builder<'_, T> {
             ("attention.wv", kv_dim, "shape.kv_heads", "batch.kv"),
         ] {
             let product = name(part);
-            self.linear(&x, &product, n_out, dim)?;
+            self.linear(&x, &format!("{product}.weight"), &product, [n_out, dim])?;
             let mut flat = product.clone();
             if wide {
                 let (apart, filled) = (format!("{product}.heads"), format!("{product}.wide"));
@@ -303,10 +297,11 @@ impl<T: Target> Builder<'_, T> {
             self.op("Slice", &[&apart, "from", "to", "axis"], &narrow)?;
             heads = narrow;
         }
-        self.op("Reshape", &[&heads, "shape.q"], &name("attention.rows"))?;
-        self.linear(&name("attention.rows"), &name("attention.wo"), dim, q_dim)?;
+        let (rows, wo) = (name("attention.rows"), name("attention.wo"));
+        self.op("Reshape", &[&heads, "shape.q"], &rows)?;
+        self.linear(&rows, &format!("{wo}.weight"), &wo, [dim, q_dim])?;
         let before = if layer == 0 { "h".to_owned() } else { name("before") };
-        self.add_norm([&before, &name("attention.wo")], &name("ffn_norm"), &name("between"))
+        self.add_norm([&before, &wo], &name("ffn_norm"), &name("between"))
     }
 
     /// From the normed `layers.N.ffn_norm` to `layers.N.feed_forward.w2`, and the next layer's norm.
@@ -315,8 +310,9 @@ impl<T: Target> Builder<'_, T> {
         let name = |part: &str| format!("layers.{layer}.{part}");
         let [w1, w2, w3] = ["w1", "w2", "w3"].map(|w| name(&format!("feed_forward.{w}")));
         let (x, gate, gated) = (name("ffn_norm"), name("gate"), name("gated"));
-        self.linear(&x, &w1, ffn_dim, dim)?;
-        self.linear(&x, &w3, ffn_dim, dim)?;
+        for w in [&w1, &w3] {
+            self.linear(&x, &format!("{w}.weight"), w, [ffn_dim, dim])?;
+        }
         self.target.node(Node {
             op: "QuickGelu",
             domain: MICROSOFT,
@@ -325,7 +321,7 @@ impl<T: Target> Builder<'_, T> {
             attributes: &[("alpha", Attribute::Float(1.0))],
         })?;
         self.op("Mul", &[&gate, &w3], &gated)?;
-        self.linear(&gated, &w2, dim, ffn_dim)?;
+        self.linear(&gated, &format!("{w2}.weight"), &w2, [dim, ffn_dim])?;
         let between = name("between");
         if layer + 1 < n_layers {
             let next = format!("layers.{}", layer + 1);
@@ -346,15 +342,8 @@ impl<T: Target> Builder<'_, T> {
 
     fn output(&mut self) -> Result<(), T::Error> {
         let ModelConfig { dim, vocab_size, .. } = *self.config;
-        self.target.weight("output.weight", &[vocab_size, dim])?;
         let rows = if self.interface == Interface::Ours { "logits" } else { "logits.rows" };
-        self.target.node(Node {
-            op: "Gemm",
-            domain: ONNX,
-            inputs: &["norm", "output.weight"],
-            outputs: &[rows],
-            attributes: &[("transB", Attribute::Int(1))],
-        })?;
+        self.linear("norm", "output.weight", rows, [vocab_size, dim])?;
         match self.interface {
             Interface::Ours => Ok(()),
             Interface::Common => self.op("Reshape", &["logits.rows", "batch.logits"], "logits"),

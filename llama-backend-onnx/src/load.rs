@@ -3,14 +3,19 @@
 //! Everything is checked before anything large is allocated. A matrix in f32 is lent to the engine where it lies, and the first
 //! step that uses it brings it in. The engine keeps no copy of its own: it does so only for packing, which is off; for f32
 //! that makes prefill slower by less than a fifth, and decode no slower.
+//!
+//! A quantised matrix is repacked into tensors of the engine's own, or widened into one, as [`Computation`] says. The engine packs the blocks
+//! once more, into its processor's order, and lets go of those tensors when it has packed all: one copy is kept, and there are two while the
+//! model is loaded. What is f32 in such a model is packed with it.
 
 use std::ffi::CString;
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use llama_backend::quant::dequantize;
 use llama_backend::{
-    BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightBytes, WeightError, WeightSource,
-    check_weights, read_tensor,
+    BackendError, Computation, DType, LoadParams, MemoryPlan, ModelConfig, WeightBytes, WeightError,
+    WeightSource, check_weights, read_tensor,
 };
 use ort::editor::{self, Graph, Opset};
 use ort::environment::Environment;
@@ -18,16 +23,21 @@ use ort::memory::Allocator;
 use ort::operator::Attribute as OrtAttribute;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{Outlet, Shape as OrtShape, SymbolicDimensions, Tensor, TensorElementType, ValueType};
+use ort::value::{
+    Outlet, PrimitiveTensorElementType, Shape as OrtShape, SymbolicDimensions, Tensor, TensorElementType,
+    ValueType,
+};
 
+use crate::blocks::{Layout, Repacked, repack};
+use crate::embedding::Embedding;
 use crate::graph::{self, Attribute, Interface, Node, OPSETS, Target, head_width, planes};
 use crate::kv_cache::{KvCache, Shape};
 use crate::model::OnnxModel;
 use crate::sys::{self, Bound};
 use crate::{DTYPES, NAME, engine};
 
-/// Tensors below this are the engine's own: it takes no small ones on loan.
-const LEAST_LENT: usize = 128;
+/// Smaller tensors become a part of the graph: it takes no small ones beside it.
+const LEAST_EXTERNAL: usize = 128;
 
 /// The bytes of a model of this shape. Computed in 128 bits and cut at `u64::MAX`; any numbers may come, also absurd ones.
 pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -40,10 +50,17 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let bytes = |numbers: u128| cut(numbers.saturating_mul(4));
     let ModelConfig { dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, .. } = *config;
 
-    // All is f32 in the end, but for the embeddings: their rows are widened as they are looked up.
+    // The embeddings stay as they are stored: their rows are widened as they are looked up.
     let embeddings = product(&[vocab_size, dim]);
     let others = u128::from(config.n_params()).saturating_sub(embeddings);
-    let weights = sum(&[embeddings.saturating_mul(dtype.size() as u128), others.saturating_mul(4)]);
+    let stored = embeddings.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
+    let weights = sum(&[
+        stored,
+        match layout(dtype, params) {
+            Some(layout) => layout.n_bytes(others),
+            None => others.saturating_mul(4),
+        },
+    ]);
 
     let width = head_dim.saturating_add(15) / 16 * 16;
     let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
@@ -87,12 +104,17 @@ pub(crate) fn load(
         width: head_width(config.head_dim),
     })?;
     let graph = Graph::new().map_err(engine)?;
-    let mut assembly = Assembly { graph, source, kept: Vec::new() };
+    let embedding = Embedding::new(source, &config)?;
+    let mut assembly = Assembly { graph, source, params, kept: Vec::new(), packs: false };
     graph::build(&mut assembly, &config, params.max_seq_len, Interface::Ours)?;
     let session = assembly.session(environment, &config, params).map_err(engine)?;
     let bound = Bound::new(session).map_err(engine)?;
-    let slots = Slots::new(&config, params);
-    OnnxModel::new(bound, assembly.kept, cache, slots, config, params.clone())
+    OnnxModel::new(bound, assembly.kept, embedding, cache, config, params.clone())
+}
+
+/// How the engine multiplies with matrices of a type; `None` for f32.
+fn layout(dtype: DType, params: &LoadParams) -> Option<Layout> {
+    Layout::of(dtype).filter(|_| params.computation == Computation::Fast)
 }
 
 /// The options of every session.
@@ -112,79 +134,50 @@ pub(crate) fn options(environment: &Environment, params: &LoadParams) -> ort::Re
         .map_err(recover)
 }
 
-/// Memory that a session reads from as long as it lives.
-#[derive(Debug)]
-pub(crate) enum Kept {
-    /// The checkpoint's own, where it lies.
-    Stored(WeightBytes),
-    /// Widened, or made by us.
-    Floats(Vec<f32>),
-}
-
-impl Kept {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Stored(bytes) => bytes,
-            Self::Floats(floats) => bytemuck::cast_slice(floats),
-        }
+/// A tensor's elements, widened without loss, as many as there are.
+pub(crate) fn widen(name: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), WeightError> {
+    match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+        // By the processor's own instruction.
+        Ok(halves) if dtype == DType::F16 && halves.len() == out.len() => halves.convert_to_f32_slice(out),
+        _ => dequantize(dtype, bytes, out).map_err(|error| WeightError::unreadable(name, error))?,
     }
-}
-
-/// A tensor's elements, widened without loss.
-pub(crate) fn widen(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>, WeightError> {
-    let mut floats = Vec::new();
-    let n = bytes.len() / dtype.size();
-    floats.try_reserve_exact(n).map_err(|error| WeightError::unreadable(name, error))?;
-    match dtype {
-        DType::F32 => floats.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-        DType::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
-            Ok(halves) => {
-                floats.resize(n, 0.0);
-                halves.convert_to_f32_slice(&mut floats); // by the processor's own instruction
-            }
-            Err(_) => floats.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
-        },
-        DType::BF16 => floats.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
-        other => return Err(WeightError::unreadable(name, format!("weights of {other} are not read"))),
-    }
-    Ok(floats)
+    Ok(())
 }
 
 /// A graph under construction, and the memory that it borrows.
 struct Assembly<'a> {
     graph: Graph,
     source: &'a dyn WeightSource,
-    kept: Vec<Kept>,
+    params: &'a LoadParams,
+    kept: Vec<WeightBytes>,
+    /// Whether there are blocks, which the engine has to pack.
+    packs: bool,
 }
 
 impl Assembly<'_> {
-    /// Adds a tensor without copying it: it is kept from now on.
-    fn lend(&mut self, name: &str, shape: &[usize], dtype: DType, kept: Kept) -> Result<(), BackendError> {
-        let ty = match dtype {
-            DType::F16 => TensorElementType::Float16,
-            DType::BF16 => TensorElementType::Bfloat16,
-            _ => TensorElementType::Float32,
-        };
+    /// Adds a checkpoint's f32 tensor without copying it: it is kept from now on.
+    fn lend(&mut self, name: &str, shape: &[usize], bytes: WeightBytes) -> Result<(), BackendError> {
         let name = CString::new(name).map_err(engine)?;
-        let shape: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect(); // validated: at most 2^24
-        self.kept.push(kept);
-        let Some(kept) = self.kept.last() else { return Ok(()) }; // pushed just now
+        self.kept.push(bytes);
+        let Some(bytes) = self.kept.last() else { return Ok(()) }; // pushed just now
         // SAFETY: `kept` is only ever added to, and dropped after the graph (the order of the fields here) and after the session
         // (the order of the fields of `OnnxModel`). Growing it moves handles, not the bytes: those are on the heap or in a map,
         // and a `WeightBytes` gives the same ones each time.
         #[allow(unsafe_code, reason = "the engine borrows the weights")]
-        unsafe { sys::lend_initializer(&mut self.graph, &name, &shape, ty, kept.bytes()) }.map_err(engine)
+        unsafe {
+            sys::lend_initializer(&mut self.graph, &name, &dims(shape), TensorElementType::Float32, bytes)
+        }
+        .map_err(engine)
     }
 
-    /// Adds numbers that are few enough to be the engine's own, or lends them.
-    fn floats_of(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<(), BackendError> {
-        if size_of_val(&values[..]) >= LEAST_LENT {
-            return self.lend(name, shape, DType::F32, Kept::Floats(values));
-        }
-        let dims = shape.iter().map(|&dim| dim as i64);
-        let mut tensor = Tensor::<f32>::new(&Allocator::default(), OrtShape::new(dims)).map_err(engine)?;
-        tensor.extract_tensor_mut().1.copy_from_slice(&values);
-        self.graph.add_initializer(name, tensor, false).map_err(engine)
+    /// Adds a tensor of the engine's own, which it lets go of when it has packed it.
+    fn own<T: PrimitiveTensorElementType + std::fmt::Debug>(
+        &mut self,
+        name: &str,
+        tensor: Tensor<T>,
+        n_bytes: usize,
+    ) -> Result<(), BackendError> {
+        self.graph.add_initializer(name, tensor, n_bytes >= LEAST_EXTERNAL).map_err(engine)
     }
 
     /// The finished graph as a session. What the session borrows stays in `kept`.
@@ -204,7 +197,7 @@ impl Assembly<'_> {
         let int = TensorElementType::Int64;
         let small = TensorElementType::Int32;
         let inputs = [
-            outlet("tokens", int, &[-1, -1]),
+            outlet("embedded", TensorElementType::Float32, &[-1, -1, config.dim as i64]),
             outlet("seqlens", small, &[-1]),
             outlet("longest", small, &[]),
             outlet("rows", int, &[-1]),
@@ -223,7 +216,10 @@ impl Assembly<'_> {
             // The graph is written as the engine likes it: there is nothing to fuse, and folding would copy weights.
             .with_optimization_level(GraphOptimizationLevel::Disable)
             .map_err(recover)?
-            .with_prepacking(false)
+            .with_prepacking(self.packs)
+            .map_err(recover)?
+            // Packed weights are as large as they are, and not the next power of two.
+            .with_device_allocated_initializers()
             .map_err(recover)?;
         model.into_session(&options)
     }
@@ -255,27 +251,71 @@ impl Target for Assembly<'_> {
         self.graph.add_node(node).map_err(engine)
     }
 
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<DType, BackendError> {
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<(), BackendError> {
         let (dtype, bytes) = read_tensor(self.source, name)?;
-        let as_stored = dtype == DType::F32 || name == "tok_embeddings.weight";
         // Bytes that are not aligned are no numbers yet.
-        if as_stored && bytes.len() >= LEAST_LENT && bytes.as_ptr().align_offset(dtype.size()) == 0 {
-            self.lend(name, shape, dtype, Kept::Stored(bytes))?;
-            return Ok(dtype);
+        let is_aligned = bytes.as_ptr().align_offset(size_of::<f32>()) == 0;
+        if dtype == DType::F32 && is_aligned && bytes.len() >= LEAST_EXTERNAL {
+            return self.lend(name, shape, bytes);
         }
-        let floats = widen(name, dtype, &bytes)?;
+        let mut floats = tensor::<f32>(shape)?;
+        let out = floats.extract_tensor_mut().1;
+        let n_bytes = size_of_val(out);
+        widen(name, dtype, &bytes, out)?;
         drop(bytes); // before the next: so there is one copy, and one tensor
-        self.floats_of(name, shape, floats)?;
-        Ok(DType::F32)
+        self.own(name, floats, n_bytes)
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Option<Layout>, BackendError> {
+        let dtype = self.source.info(name)?.dtype;
+        let Some(layout) = layout(dtype, self.params) else {
+            self.weight(name, &shape)?;
+            return Ok(None);
+        };
+        let (dtype, bytes) = read_tensor(self.source, name)?;
+        let [n_out, n_in] = shape; // whole blocks, as `read_tensor` saw
+        let n_blocks = n_in / layout.len;
+        let mut q = tensor::<u8>(&[n_out, n_blocks, layout.len * layout.bits / 8])?;
+        let mut scales = tensor::<f32>(&[n_out, n_blocks])?;
+        let mut minimums = tensor::<f32>(&[n_out, if layout.has_minimums { n_blocks } else { 0 }])?;
+        let sizes = [q.extract_tensor_mut().1.len(), 4 * n_out * n_blocks];
+        let out = Repacked {
+            q: q.extract_tensor_mut().1,
+            scales: scales.extract_tensor_mut().1,
+            minimums: minimums.extract_tensor_mut().1,
+        };
+        repack(dtype, &bytes, out, self.params.n_threads());
+        drop(bytes);
+        self.packs = true;
+        self.own(name, q, sizes[0])?;
+        self.own(&format!("{name}.scales"), scales, sizes[1])?;
+        if layout.has_minimums {
+            self.own(&format!("{name}.minimums"), minimums, sizes[1])?;
+        }
+        Ok(Some(layout))
     }
 
     fn integers(&mut self, name: &str, values: &[i64]) -> Result<(), BackendError> {
-        let mut tensor = Tensor::<i64>::new(&Allocator::default(), [values.len() as i64]).map_err(engine)?;
-        tensor.extract_tensor_mut().1.copy_from_slice(values);
-        self.graph.add_initializer(name, tensor, false).map_err(engine)
+        let mut integers = tensor::<i64>(&[values.len()])?;
+        integers.extract_tensor_mut().1.copy_from_slice(values);
+        self.own(name, integers, 0)
     }
 
     fn floats(&mut self, name: &str, shape: [usize; 2], values: Vec<f32>) -> Result<(), BackendError> {
-        self.floats_of(name, &shape, values)
+        let mut floats = tensor::<f32>(&shape)?;
+        floats.extract_tensor_mut().1.copy_from_slice(&values);
+        self.own(name, floats, size_of_val(&values[..]))
     }
+}
+
+/// Memory of the engine's for a tensor.
+fn tensor<T: PrimitiveTensorElementType + std::fmt::Debug>(
+    shape: &[usize],
+) -> Result<Tensor<T>, BackendError> {
+    Tensor::new(&Allocator::default(), OrtShape::new(dims(shape))).map_err(engine)
+}
+
+/// A shape in the engine's numbers. Those of a model are validated: at most 2^24.
+fn dims(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|&dim| dim as i64).collect()
 }

@@ -6,12 +6,14 @@
 use std::ffi::CString;
 use std::ops::Range;
 
-use llama_backend::{BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Run, Slot, Slots, Want};
+use llama_backend::{
+    BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Run, Slot, Slots, TokenId, Want, WeightBytes,
+};
 
+use crate::embedding::Embedding;
 use crate::engine;
 use crate::graph::{Interface, planes};
 use crate::kv_cache::KvCache;
-use crate::load::Kept;
 use crate::sys::Bound;
 
 /// A loaded model.
@@ -20,7 +22,8 @@ pub(crate) struct OnnxModel {
     // First, so that the session is gone before what it borrows.
     bound: Bound,
     #[allow(dead_code, reason = "kept alive for the session")]
-    kept: Vec<Kept>,
+    kept: Vec<WeightBytes>,
+    embedding: Embedding,
     cache: KvCache,
     slots: Slots,
     config: ModelConfig,
@@ -29,13 +32,15 @@ pub(crate) struct OnnxModel {
     cache_names: Vec<[CString; 2]>,
     /// Logits of decodes, `[n, vocab_size]`, before they are put where they belong.
     decoded: Vec<f32>,
+    /// The tokens of a run of the engine, `[B * S, dim]`.
+    embedded: Vec<f32>,
 }
 
 /// One run of the engine: `n_sequences` rows of the cache from `rows.start` on, with as many tokens each.
 struct Pass<'a> {
     rows: Range<usize>,
     /// `[B, S]`.
-    tokens: Vec<i64>,
+    tokens: Vec<TokenId>,
     /// The last position of each sequence.
     seqlens: Vec<i32>,
     /// Which of the `B * S` rows are wanted.
@@ -47,9 +52,9 @@ struct Pass<'a> {
 impl OnnxModel {
     pub(crate) fn new(
         bound: Bound,
-        kept: Vec<Kept>,
+        kept: Vec<WeightBytes>,
+        embedding: Embedding,
         cache: KvCache,
-        slots: Slots,
         config: ModelConfig,
         params: LoadParams,
     ) -> Result<Self, BackendError> {
@@ -58,18 +63,20 @@ impl OnnxModel {
             Ok([past.map_err(engine)?, present.map_err(engine)?])
         };
         let cache_names = planes(config.n_layers).map(names).collect::<Result<_, BackendError>>()?;
-        Ok(Self { bound, kept, cache, slots, config, params, cache_names, decoded: Vec::new() })
+        let slots = Slots::new(&config, &params);
+        let (decoded, embedded) = (Vec::new(), Vec::new());
+        Ok(Self { bound, kept, embedding, cache, slots, config, params, cache_names, decoded, embedded })
     }
 
     /// Runs of one token, all together; `out` is where the logits of each belong.
     fn decode(&mut self, runs: Vec<(&Run<'_>, &mut [f32])>) -> Result<(), BackendError> {
         let slots: Vec<usize> = runs.iter().map(|(run, _)| run.slot.0).collect();
         let rows = self.cache.side_by_side(&slots, &self.lens()?);
-        let (mut tokens, mut seqlens) = (vec![0; runs.len()], vec![0; runs.len()]);
+        let (mut tokens, mut seqlens) = (vec![TokenId(0); runs.len()], vec![0; runs.len()]);
         let mut wanted = Vec::with_capacity(runs.len());
         for (run, _) in &runs {
             let row = self.cache.row_of(run.slot.0) - rows.start;
-            tokens[row] = token(run.tokens[0]); // every run has one: `Slots::check`
+            tokens[row] = run.tokens[0]; // every run has one: `Slots::check`
             seqlens[row] = run.start_pos as i32; // below 2^24
             if run.want != Want::None {
                 wanted.push(row as i64);
@@ -99,7 +106,7 @@ impl OnnxModel {
         };
         self.run(Pass {
             rows: row..row + 1,
-            tokens: run.tokens.iter().copied().map(token).collect(),
+            tokens: run.tokens.to_vec(),
             seqlens: vec![run.end_pos() as i32 - 1], // below 2^24
             wanted: wanted.collect(),
             logits,
@@ -115,10 +122,12 @@ impl OnnxModel {
         if !seqlens.iter().all(|&last| usize::try_from(last).is_ok_and(|last| last < shape.max_seq_len)) {
             return Err(engine(format!("positions {seqlens:?} in rows of {}", shape.max_seq_len)));
         }
+        self.embedding.rows(tokens.iter().copied(), &mut self.embedded)?;
         let longest = [seqlens.iter().copied().max().unwrap_or(0) + 1];
         let past = [int(n), int(shape.n_kv_heads), int(shape.max_seq_len), int(shape.width)];
         let result = self.bound.run(|bind| {
-            bind.input(c"tokens", &[int(n), int(tokens.len() / n)], &tokens)?;
+            let embedded = [int(n), int(tokens.len() / n), int(self.config.dim)];
+            bind.input(c"embedded", &embedded, &self.embedded)?;
             bind.input(c"seqlens", &[int(n)], &seqlens)?;
             bind.input(c"longest", &[], &longest)?;
             bind.input(c"rows", &[int(wanted.len())], &wanted)?;
@@ -146,10 +155,6 @@ impl OnnxModel {
     pub(crate) fn held(&self, slot: usize) -> Vec<f32> {
         self.cache.held(slot, self.slots.len(Slot(slot)).unwrap())
     }
-}
-
-fn token(token: llama_backend::TokenId) -> i64 {
-    i64::from(token.0)
 }
 
 impl Model for OnnxModel {

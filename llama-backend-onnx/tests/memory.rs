@@ -1,5 +1,5 @@
 //! A model in f32 takes the memory of its file and its KV cache, and no more; one in half precision twice its file; and what is
-//! dropped is gone.
+//! dropped is gone. Quantised ones are in `memory_blocks.rs`.
 //!
 //! A test binary of its own, so that nothing else is in the process. Linux only: it reads what the kernel says of it.
 #![cfg(target_os = "linux")]

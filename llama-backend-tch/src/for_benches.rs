@@ -39,8 +39,8 @@ impl Product {
         self.ops.linear(x, &self.matrix).map_err(engine)
     }
 
-    /// The matrix, as libtorch's own functions take it. It is read where its bytes lie, and must not be written.
-    pub fn weight(&self) -> &Tensor {
+    /// The matrix, as libtorch's own functions take it; `None` for blocks. It is read where its bytes lie, and must not be written.
+    pub fn weight(&self) -> Option<&Tensor> {
         self.matrix.weight()
     }
 }

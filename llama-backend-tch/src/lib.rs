@@ -1,8 +1,13 @@
 //! The Llama 2 forward pass on [libtorch](https://docs.pytorch.org/cppdocs/), through [tch](https://github.com/LaurentMazare/tch-rs).
 //!
-//! Our own model code on libtorch's tensors. Weights stay as the checkpoint stores them (f32, f16, bf16), on the CPU in the
-//! reader's memory map itself; activations, products, norms and the KV cache are f32: a matrix in half precision is widened tile by
-//! tile while it is multiplied.
+//! Our own model code on libtorch's tensors. Weights stay as the checkpoint stores them, quantised blocks included, on the CPU in the
+//! reader's memory map itself; activations, products, norms and the KV cache are f32: a matrix in half precision or in blocks is widened
+//! tile by tile while it is multiplied.
+//!
+//! Quantised weights give the numbers of the same weights in f32, under either [`Computation`](llama_backend::Computation), and cost their
+//! file's size in memory. Reading the blocks is work for the one thread that calls, at each step: a prompt hardly notices, the decode of a
+//! row takes longer than with the weights in f32, as four to eight times the memory would have them. libtorch's own products of
+//! small integers would be faster and not the same weights; `linear.rs` says what each of them rounds.
 //!
 //! libtorch's own products in half precision round the activations and the results to that type. Where they are faster, which is
 //! above all the decode of one row, [`TchBackend::with_half_products`] chooses them: about twice as fast, and no longer equal to the
@@ -10,7 +15,7 @@
 //!
 //! Weights | as it comes | with half products: decode of one row | more rows at a time
 //! --- | --- | --- | ---
-//! f32 | 1e-3 | 1e-3 | 1e-3
+//! f32, quantised | 1e-3 | 1e-3 | 1e-3
 //! f16 | 1e-3 | 1e-2 | 1e-3
 //! bf16 | 1e-3 | 1e-1 | 1e-3; on processors with AVX-512 BF16 1e-1
 //!
@@ -64,7 +69,7 @@ use llama_backend::{
 /// The engine's name in errors.
 const NAME: &str = "tch";
 /// The types of matrices that are taken as they are stored.
-const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+const DTYPES: &[DType] = DType::ALL;
 
 /// What tch's fallible functions give.
 type Result<T> = std::result::Result<T, tch::TchError>;
@@ -124,7 +129,7 @@ impl Backend for TchBackend {
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
-        load::plan(config, dtype, params)
+        load::plan(self, config, dtype, params)
     }
 
     fn load(

@@ -6,11 +6,17 @@
 //! - f32: oneDNN's, which takes a dense matrix as it lies, and is as fast as `linear` for one row and faster for more;
 //! - f16 and bf16: a tile of rows that fits the cache is widened to f32 and multiplied as f32, and then the next. Nothing is rounded,
 //!   and no matrix is ever widened as a whole;
-//! - the same with half products allowed: `linear` in the weights' type for one row, where it reads half the memory, and for more rows
+//! - quantised blocks: the same tile, filled from the blocks as they lie by the conversions of [`llama_backend::quant`]. So such a model takes
+//!   its file's own size, gives the numbers of its weights in f32, and a row's result does not depend on the batch. What libtorch has of
+//!   its own for small integers would not be those weights: `_weight_int8pack_mm` knows one scale for a whole row of a matrix and bf16
+//!   activations, `_weight_int4pack_mm_for_cpu` rounds scales to bf16, and `quantized::linear_dynamic` rounds activations over the whole
+//!   batch;
+//! - the half types with half products allowed: `linear` in the weights' type for one row, where it reads half the memory, and for more rows
 //!   of bf16 on processors that multiply it themselves. On others it would be a hundred times slower than f32.
 //!
 //! Shapes: a matrix is `[n_out, n_in]`, row-major; activations are `[n, n_in]`, f32.
 
+use llama_backend::quant::dequantize;
 use llama_backend::{DType, WeightBytes};
 use tch::{Device, Kind, Tensor};
 
@@ -40,10 +46,21 @@ pub(crate) struct Ops {
 pub(crate) struct Linear {
     n_out: i64,
     n_in: i64,
-    kind: Kind,
-    // Dropped in this order: the tensor points into the bytes.
-    weight: Tensor,
-    _bytes: Option<WeightBytes>,
+    stored: Stored,
+}
+
+/// How a matrix is stored.
+#[derive(Debug)]
+enum Stored {
+    /// As numbers that libtorch knows, `[n_out, n_in]`.
+    Numbers {
+        kind: Kind,
+        // Dropped in this order: the tensor points into the bytes.
+        weight: Tensor,
+        _bytes: Option<WeightBytes>,
+    },
+    /// As blocks, row after row of so many bytes.
+    Blocks { dtype: DType, row: usize, bytes: WeightBytes },
 }
 
 impl Ops {
@@ -60,23 +77,38 @@ impl Ops {
     /// `x · Wᵀ`: `[n, n_in]` to `[n, n_out]`.
     pub(crate) fn linear(&self, x: &Tensor, w: &Linear) -> Result<Tensor> {
         let n = x.size()[0];
-        if w.kind == Kind::Float {
-            return self.product(x, &w.weight);
-        }
-        // A device has no cache to tile for, and multiplies both types itself.
-        let native = n == 1 || self.device != Device::Cpu || (w.kind == Kind::BFloat16 && self.native_bf16);
-        if native && self.half_products {
-            return x.f_to_kind(w.kind)?.f_linear(&w.weight, None::<&Tensor>)?.f_to_kind(Kind::Float);
+        if let Stored::Numbers { kind, weight, .. } = &w.stored {
+            if *kind == Kind::Float {
+                return self.product(x, weight);
+            }
+            // A device has no cache to tile for, and multiplies both types itself.
+            let native =
+                n == 1 || self.device != Device::Cpu || (*kind == Kind::BFloat16 && self.native_bf16);
+            if native && self.half_products {
+                return x.f_to_kind(*kind)?.f_linear(weight, None::<&Tensor>)?.f_to_kind(Kind::Float);
+            }
         }
         let out = Tensor::f_empty([n, w.n_out], (Kind::Float, self.device))?;
         let tile_rows = (self.tile.size()[0] / w.n_in).min(w.n_out).max(1);
         for first in (0..w.n_out).step_by(tile_rows as usize) {
             let rows = tile_rows.min(w.n_out - first);
-            let mut tile = self.tile.f_narrow(0, 0, rows * w.n_in)?.f_view([rows, w.n_in])?;
-            tile.f_copy_(&w.weight.f_narrow(0, first, rows)?)?;
+            let tile = self.widened(w, first, rows)?;
             out.f_narrow(1, first, rows)?.f_copy_(&self.product(x, &tile)?)?;
         }
         Ok(out)
+    }
+
+    /// Rows of a matrix in the tile, `[rows, n_in]`, f32, until the next are asked for.
+    fn widened(&self, w: &Linear, first: i64, rows: i64) -> Result<Tensor> {
+        let mut tile = self.tile.f_narrow(0, 0, rows * w.n_in)?.f_view([rows, w.n_in])?;
+        match &w.stored {
+            Stored::Numbers { weight, .. } => tile.f_copy_(&weight.f_narrow(0, first, rows)?)?,
+            Stored::Blocks { dtype, row, bytes } => {
+                let range = first as usize * row..(first + rows) as usize * row; // rows of the matrix
+                dequantize(*dtype, &bytes[range], numbers(&mut tile)?).map_err(misfit)?;
+            }
+        }
+        Ok(tile)
     }
 
     /// A product in f32.
@@ -101,8 +133,21 @@ impl Ops {
 
     /// The rows of an embedding: `[ids.len(), n_in]`, f32.
     pub(crate) fn rows(&self, w: &Linear, ids: &[i64]) -> Result<Tensor> {
-        let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device)?;
-        w.weight.f_index_select(0, &ids)?.f_to_kind(Kind::Float)
+        match &w.stored {
+            Stored::Numbers { weight, .. } => {
+                let ids = Tensor::f_from_slice(ids)?.f_to_device(self.device)?;
+                weight.f_index_select(0, &ids)?.f_to_kind(Kind::Float)
+            }
+            Stored::Blocks { dtype, row, bytes } => {
+                let n_in = w.n_in as usize;
+                let mut rows = vec![0.0; ids.len() * n_in];
+                for (&id, out) in ids.iter().zip(rows.chunks_exact_mut(n_in)) {
+                    let start = id as usize * row; // a token of the vocabulary: `Slots::check`
+                    dequantize(*dtype, &bytes[start..start + row], out).map_err(misfit)?;
+                }
+                Tensor::f_from_slice(&rows)?.f_view([ids.len() as i64, w.n_in])
+            }
+        }
     }
 
     /// A matrix over a checkpoint's bytes, which must be `n_out * n_in` elements.
@@ -113,39 +158,81 @@ impl Ops {
         dtype: DType,
         bytes: WeightBytes,
     ) -> Result<Linear> {
-        let kind = kind(dtype)?;
-        check_len(&bytes, &[n_out, n_in], kind)?;
         let size = [n_out as i64, n_in as i64];
+        let Some(kind) = kind(dtype) else {
+            return self.blocks(n_out, n_in, dtype, bytes);
+        };
+        check_len(&bytes, &[n_out, n_in], kind)?;
         let (weight, bytes) = if self.device == Device::Cpu && is_aligned(&bytes, kind) {
             (tensor_over(&bytes, size, kind)?, Some(bytes))
         } else {
             (copied(&bytes, &size, kind)?.f_to_device(self.device)?, None)
         };
-        Ok(Linear { n_out: size[0], n_in: size[1], kind, weight, _bytes: bytes })
+        Ok(Linear { n_out: size[0], n_in: size[1], stored: Stored::Numbers { kind, weight, _bytes: bytes } })
+    }
+
+    /// A matrix over blocks. A device, which reads no memory of ours, gets it in f32.
+    fn blocks(&self, n_out: usize, n_in: usize, dtype: DType, bytes: WeightBytes) -> Result<Linear> {
+        let row = dtype.n_bytes(n_in).filter(|row| row.checked_mul(n_out) == Some(bytes.len()));
+        let row =
+            row.ok_or_else(|| misfit(format!("{} bytes for [{n_out}, {n_in}] of {dtype}", bytes.len())))?;
+        let stored = if self.device == Device::Cpu {
+            Stored::Blocks { dtype, row, bytes }
+        } else {
+            let mut floats = vec![0.0; n_out * n_in];
+            dequantize(dtype, &bytes, &mut floats).map_err(misfit)?;
+            let weight = Tensor::f_from_slice(&floats)?.f_view([n_out as i64, n_in as i64])?;
+            Stored::Numbers { kind: Kind::Float, weight: weight.f_to_device(self.device)?, _bytes: None }
+        };
+        Ok(Linear { n_out: n_out as i64, n_in: n_in as i64, stored })
     }
 
     /// A vector of weights as an f32 tensor, `[n]`: norms are small, and widened once.
     pub(crate) fn vector(&self, dtype: DType, bytes: &[u8]) -> Result<Tensor> {
-        let n = bytes.len() / dtype.size();
-        let kind = kind(dtype)?;
-        check_len(bytes, &[n], kind)?;
-        copied(bytes, &[n as i64], kind)?.f_to_kind(Kind::Float)?.f_to_device(self.device)
+        let mut floats = vec![0.0; bytes.len() / dtype.size() * dtype.block_len()];
+        dequantize(dtype, bytes, &mut floats).map_err(misfit)?;
+        Tensor::f_from_slice(&floats)?.f_to_device(self.device)
     }
 }
 
 impl Linear {
-    pub(crate) fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The matrix, where it is one of libtorch's.
+    pub(crate) fn weight(&self) -> Option<&Tensor> {
+        match &self.stored {
+            Stored::Numbers { weight, .. } => Some(weight),
+            Stored::Blocks { .. } => None,
+        }
     }
 }
 
-fn kind(dtype: DType) -> Result<Kind> {
+/// libtorch's name of a type; `None` for blocks.
+fn kind(dtype: DType) -> Option<Kind> {
     match dtype {
-        DType::F32 => Ok(Kind::Float),
-        DType::F16 => Ok(Kind::Half),
-        DType::BF16 => Ok(Kind::BFloat16),
-        other => Err(tch::TchError::Kind(format!("no tensors of weights stored as {other}"))),
+        DType::F32 => Some(Kind::Float),
+        DType::F16 => Some(Kind::Half),
+        DType::BF16 => Some(Kind::BFloat16),
+        _ => None,
     }
+}
+
+fn misfit(what: impl ToString) -> tch::TchError {
+    tch::TchError::Shape(what.to_string())
+}
+
+/// The numbers of a dense f32 tensor on the CPU, to be written.
+fn numbers(tensor: &mut Tensor) -> Result<&mut [f32]> {
+    if tensor.f_kind()? != Kind::Float || tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        return Err(misfit("numbers of a tensor that is not f32, dense and in memory"));
+    }
+    // SAFETY:
+    // - a dense tensor on the CPU has as many numbers of its kind, one after the other and aligned, as `numel` says: checked above. Those
+    //   of the tile may not have been written; any bits are an f32, and libtorch gives memory that may be read;
+    // - the memory lives as long as the tensor, which the slice borrows;
+    // - nobody else reads or writes it meanwhile: other tensors over it are the tile's, which belongs to one model on one thread (a
+    //   `Tensor` is not `Sync`), and no call of libtorch's is under way.
+    #[allow(unsafe_code)]
+    let numbers = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) };
+    Ok(numbers)
 }
 
 /// That bytes are as many as a dense shape has. tch itself does not check: it would copy what lies behind them.
@@ -211,7 +298,11 @@ mod tests {
         for (shift, in_place) in [(4, true), (12, true), (2, false), (7, false)] {
             let bytes = bytes(40, shift);
             let matrix = ops.matrix(5, 8, DType::F32, bytes.clone()).unwrap();
-            assert_eq!(matrix.weight.data_ptr().cast_const().cast() == bytes.as_ptr(), in_place, "{shift}");
+            assert_eq!(
+                matrix.weight().unwrap().data_ptr().cast_const().cast() == bytes.as_ptr(),
+                in_place,
+                "{shift}"
+            );
             drop(bytes); // the matrix keeps them
             assert!(ops.linear(&x, &matrix).unwrap().equal(&expected), "{shift}");
         }
@@ -232,17 +323,42 @@ mod tests {
             let mut ops = Ops::new(Device::Cpu, false, 0).unwrap();
             ops.tile = ops.tile.f_narrow(0, 0, tile).unwrap();
             let wide = ops.matrix(n_out, n_in, DType::F32, bytes(n_out * n_in, 0)).unwrap();
-            let half = wide.weight.f_to_kind(Kind::Half).unwrap();
-            let half = Linear {
-                weight: half,
-                kind: Kind::Half,
-                ..ops.matrix(n_out, n_in, DType::F32, bytes(n_out * n_in, 0)).unwrap()
-            };
+            let weight = wide.weight().unwrap().f_to_kind(Kind::Half).unwrap();
+            let stored = Stored::Numbers { kind: Kind::Half, weight, _bytes: None };
+            let half = Linear { stored, n_out: wide.n_out, n_in: wide.n_in };
             for n in [1, 4] {
                 let x = Tensor::f_arange(n * n_in as i64, (Kind::Float, Device::Cpu)).unwrap();
                 let x = x.f_view([n, n_in as i64]).unwrap();
                 assert!(ops.linear(&x, &half).unwrap().equal(&ops.linear(&x, &wide).unwrap()));
             }
+        }
+    }
+
+    #[test]
+    fn blocks_give_the_product_of_their_numbers() {
+        for &dtype in DType::ALL.iter().filter(|dtype| dtype.is_quantized()) {
+            let (n_out, n_in) = (7, 256);
+            // Any bits whose numbers are finite: those of small halves.
+            let blocks: Vec<u8> = (0..n_out * dtype.n_bytes(n_in).unwrap() / 2)
+                .flat_map(|i| (0x2c00 | (i * 0x9e37 % 0x3ff) as u16).to_le_bytes())
+                .collect();
+            let mut floats = vec![0.0; n_out * n_in];
+            dequantize(dtype, &blocks, &mut floats).unwrap();
+            let floats: Vec<u8> = floats.into_iter().flat_map(f32::to_le_bytes).collect();
+            let mut ops = Ops::new(Device::Cpu, false, 0).unwrap();
+            ops.tile = ops.tile.f_narrow(0, 0, 3 * n_in as i64).unwrap(); // two tiles and a rest
+            let blocks = ops.matrix(n_out, n_in, dtype, blocks.into()).unwrap();
+            let wide = ops.matrix(n_out, n_in, DType::F32, floats.into()).unwrap();
+            for n in [1, 5] {
+                let x = Tensor::f_randn([n, n_in as i64], (Kind::Float, Device::Cpu)).unwrap();
+                let (found, expected) = (ops.linear(&x, &blocks).unwrap(), ops.linear(&x, &wide).unwrap());
+                // A tile and a whole matrix may be added up in another order.
+                let largest = expected.abs().max().double_value(&[]);
+                assert!(found.allclose(&expected, 0.0, 1e-5 * largest, false), "{dtype}");
+            }
+            let ids = [6, 0, 6, 3];
+            assert!(ops.rows(&blocks, &ids).unwrap().equal(&ops.rows(&wide, &ids).unwrap()), "{dtype}");
+            assert!(ops.matrix(n_out + 1, n_in, dtype, vec![0; 640].into()).is_err());
         }
     }
 }

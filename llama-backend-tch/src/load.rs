@@ -1,7 +1,7 @@
 //! From a checkpoint's tensors to a model, and what that will cost.
 //!
 //! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
-//! memory map, and the first step that uses it brings it in.
+//! memory map, in the type that it has there, and the first step that uses it brings it in.
 
 use llama_backend::{
     BackendError, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightError, WeightSource,
@@ -16,9 +16,15 @@ use crate::model::{Layer, TchModel, Transformer, use_threads};
 use crate::{DTYPES, NAME, TchBackend, engine, message};
 
 /// The bytes of a model of this shape.
-pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
-    // Other types are handed over as f32.
-    let dtype = if DTYPES.contains(&dtype) { dtype } else { DType::F32 };
+pub(crate) fn plan(
+    backend: &TchBackend,
+    config: &ModelConfig,
+    dtype: DType,
+    params: &LoadParams,
+) -> MemoryPlan {
+    // A device is given blocks in f32.
+    let on_cpu = backend.device == tch::Device::Cpu;
+    let dtype = if on_cpu || !dtype.is_quantized() { dtype } else { DType::F32 };
     let product = |sizes: &[usize]| sizes.iter().fold(1, |n: u128, &size| n.saturating_mul(size as u128));
     let sum = |sizes: &[u128]| sizes.iter().copied().fold(0, u128::saturating_add);
     let ModelConfig { dim, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, .. } = *config;
@@ -48,7 +54,7 @@ pub(crate) fn load(
     config.validate()?;
     params.validate()?;
     params.require_f32_cache(NAME)?;
-    plan(&config, DType::F32, params).check()?;
+    plan(backend, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
     let n_threads = i32::try_from(params.n_threads()).unwrap_or(i32::MAX); // `validate` saw that it is far below

@@ -1,4 +1,4 @@
-//! What half-precision weights cost in exactness: the table in the crate's documentation, held to.
+//! What half-precision and quantised weights cost in exactness: the table in the crate's documentation, held to.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with helpers")]
 
@@ -15,12 +15,12 @@ const LEN: usize = 32;
 
 fn config() -> ModelConfig {
     ModelConfig {
-        dim: 128,
+        dim: 256,
         n_layers: 6,
         n_heads: 8,
         n_kv_heads: 2,
-        head_dim: 16,
-        ffn_dim: 344,
+        head_dim: 32,
+        ffn_dim: 768,
         vocab_size: 320,
         norm_eps: 1e-5,
         rope_theta: 10000.0,
@@ -52,11 +52,13 @@ fn tokens() -> Vec<TokenId> {
 fn the_table_of_tolerances_holds() {
     let native_bf16 = if bf16_is_native() { 1e-1 } else { 1e-3 };
     // Weights; as it comes; with half products: a row at a time, more rows.
-    let table = [
+    let mut table = vec![
         (DType::F32, 1e-3, 1e-3, 1e-3),
         (DType::F16, 1e-3, 1e-2, 1e-3),
         (DType::BF16, 1e-3, 1e-1, native_bf16),
     ];
+    let quantized = DType::ALL.iter().filter(|dtype| dtype.is_quantized());
+    table.extend(quantized.map(|&dtype| (dtype, 1e-3, 1e-3, 1e-3)));
     for (dtype, exact, decode, prefill) in table {
         let source = Arc::new(RandomWeights::new(config(), dtype, 11).materialised());
         let expected = Oracle::new(&*source).unwrap().logits(&tokens(), 0).concat();

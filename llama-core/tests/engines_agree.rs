@@ -5,7 +5,10 @@
 
 mod golden;
 
-use llama_core::{DType, Dialog, GenerationOptions, Llama, LlamaBuilder, SAFETY_SYSTEM_PROMPT, TokenId};
+use llama_core::{
+    Computation, DType, Dialog, GenerationOptions, Llama, LlamaBuilder, Quantization, SAFETY_SYSTEM_PROMPT,
+    TokenId,
+};
 
 const TINY_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
 const N_DIALOGS: usize = 20;
@@ -31,8 +34,7 @@ fn dialogs() -> Vec<Dialog> {
 
 /// The ids that a model answers with, greedily and sampled.
 fn answers(builder: LlamaBuilder) -> [Vec<Vec<TokenId>>; 2] {
-    // f32 on every engine: how half precision is computed is theirs to choose.
-    let llama = builder.checkpoint(TINY_CHAT).dtype(DType::F32).build().unwrap();
+    let llama = builder.checkpoint(TINY_CHAT).build().unwrap();
     let prompts: Vec<_> =
         dialogs().iter().map(|dialog| llama.tokenizer().encode_dialog(dialog).unwrap()).collect();
     [0.0, 0.6].map(|temperature| {
@@ -41,18 +43,33 @@ fn answers(builder: LlamaBuilder) -> [Vec<Vec<TokenId>>; 2] {
     })
 }
 
-#[test]
-fn every_engine_answers_alike() {
-    let expected = answers(Llama::builder().max_batch_size(1));
+/// Asks every engine, and compares with the default one asked for each dialog alone.
+fn alike(what: &str, builder: impl Fn() -> LlamaBuilder) {
+    let expected = answers(builder().max_batch_size(1));
     assert!(expected.iter().all(|rows| rows.len() == N_DIALOGS && rows.iter().all(|row| !row.is_empty())));
     for engine in golden::engines() {
-        let found = answers(Llama::builder().backend(engine));
+        let found = answers(builder().backend(engine));
         for (how, expected, found) in
             [("greedy", &expected[0], &found[0]), ("sampled", &expected[1], &found[1])]
         {
             let alike = expected.iter().zip(found).filter(|(expected, found)| expected == found).count();
-            println!("{engine}, {how}: {alike} of {N_DIALOGS} dialogs answered alike");
-            assert_eq!(expected, found, "{engine}, {how}");
+            println!("{engine}, {what}, {how}: {alike} of {N_DIALOGS} dialogs answered alike");
+            assert_eq!(expected, found, "{engine}, {what}, {how}");
         }
+    }
+}
+
+#[test]
+fn every_engine_answers_alike() {
+    // f32 on every engine: how half precision is computed is theirs to choose.
+    alike("f32", || Llama::builder().dtype(DType::F32));
+}
+
+/// Exactly, that is: fast, each engine rounds in its own way, and `logits_golden` says how far that may lead.
+#[test]
+fn every_engine_answers_alike_from_blocks() {
+    for quantization in [Quantization::Q8_0, Quantization::Q4_0] {
+        let builder = || Llama::builder().quantize(quantization).computation(Computation::Exact);
+        alike(&format!("{quantization:?}"), builder);
     }
 }

@@ -1,4 +1,4 @@
-//! GGUF files through the whole API: no tokenizer path, and the greedy answers of the reference on the dequantised weights.
+//! GGUF files through the whole API: no tokenizer path, and, computed exactly, the greedy answers of the reference on the dequantised weights.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
@@ -7,7 +7,7 @@ mod golden;
 use std::collections::HashMap;
 
 use golden::{Golden, ids, same, text};
-use llama_core::{GenerationOptions, Llama};
+use llama_core::{Computation, GenerationOptions, Llama};
 
 #[test]
 fn greedy_answers_of_gguf_files() {
@@ -18,7 +18,8 @@ fn greedy_answers_of_gguf_files() {
             let file = text(&json["file"]);
             if !models.contains_key(file) {
                 let Some(path) = golden::data(&format!("stories260K-gguf/{file}")) else { return Ok(()) };
-                let llama = Llama::builder().checkpoint(path).backend(engine).build().unwrap();
+                let builder = Llama::builder().computation(Computation::Exact);
+                let llama = builder.checkpoint(path).backend(engine).build().unwrap();
                 models.insert(file.to_owned(), llama);
             }
             let llama = &models[file];

@@ -1,13 +1,18 @@
 //! The forward pass against the reference's: logits at every position, of every kind of checkpoint.
+//!
+//! Quantised files are asked twice. Computed exactly, they give the reference's numbers on the dequantised weights; computed fast, they lie
+//! no farther from those than llama.cpp does on the same file, wherever the golden file says how far that is.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod golden;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use golden::{Check, Golden, TOLERANCE, close, ids};
-use llama_backend::{Batch, Device, LoadParams, Logits, Model, ModelSource, Run, Slot, TokenId, Want};
+use llama_backend::{
+    Batch, Computation, Device, LoadParams, Logits, Model, ModelSource, Run, Slot, TokenId, Want,
+};
 use llama_core::{BackendKind, checkpoint};
 use serde::Deserialize;
 use serde_json::Value;
@@ -42,12 +47,17 @@ struct RandomCase {
 /// A model per checkpoint, loaded on one engine when it is first asked for.
 struct Models {
     engine: BackendKind,
+    computation: Computation,
     loaded: HashMap<String, Box<dyn Model>>,
 }
 
 impl Models {
     fn on(engine: BackendKind) -> Self {
-        Self { engine, loaded: HashMap::new() }
+        Self { engine, computation: Computation::Exact, loaded: HashMap::new() }
+    }
+
+    fn fast(engine: BackendKind) -> Self {
+        Self { computation: Computation::Fast, ..Self::on(engine) }
     }
 
     /// All rows of logits of `tokens`; `None` where the checkpoint is absent and may be.
@@ -57,6 +67,7 @@ impl Models {
             let weights = checkpoint::open(golden::data(name)?).unwrap().weights_for(&*backend);
             let mut params = LoadParams::new(MAX_SEQ_LEN, 1);
             params.max_batch_tokens = MAX_SEQ_LEN;
+            params.computation = self.computation;
             self.loaded
                 .insert(name.to_owned(), backend.load(ModelSource::Weights(weights), &params).unwrap());
         }
@@ -157,4 +168,71 @@ fn gguf_stories260k() {
             close(&file, &case.last_logits, logits.rows().last().unwrap_or_default())
         });
     }
+}
+
+/// The largest distance of a file's logits from the golden ones, and llama.cpp's.
+#[derive(Default, Clone, Copy)]
+struct Distance {
+    ours: f32,
+    theirs: f32,
+}
+
+/// Fast, on every engine: no farther from the golden logits than llama.cpp, file by file.
+fn fast_is_as_near_as_llama_cpp(
+    golden: &Golden,
+    meant: impl Fn(&Value) -> bool,
+    case: impl Fn(&Value) -> (String, Vec<f32>, f32),
+) {
+    for engine in golden::engines() {
+        let mut models = Models::fast(engine);
+        let mut files: BTreeMap<String, Distance> = BTreeMap::new();
+        golden.check_where("cases", &format!("{engine}, fast"), &meant, |json| {
+            let (file, expected, theirs) = case(json);
+            let Some(logits) = models.logits(&file, &ids(&json["tokens"])) else { return Ok(()) };
+            let last = logits.rows().last().unwrap_or_default();
+            golden::same("vocabulary", &expected.len(), &last.len())?;
+            // A NaN is farther than anything.
+            let apart = expected
+                .iter()
+                .zip(last)
+                .map(|(a, b)| if b.is_nan() { f32::INFINITY } else { (a - b).abs() });
+            let file = files.entry(file).or_default();
+            file.ours = apart.fold(file.ours, f32::max);
+            file.theirs = file.theirs.max(theirs);
+            Ok(())
+        });
+        for (file, Distance { ours, theirs }) in files {
+            println!("{file} on {engine}, fast: {ours:.4} from the golden logits, llama.cpp {theirs:.4}");
+            // Files of plain types are as exact as ever, and llama.cpp may be equal to the reference there.
+            assert!(ours <= theirs.max(TOLERANCE), "{file} on {engine}: {ours}, llama.cpp {theirs}");
+        }
+    }
+}
+
+#[test]
+fn fast_gguf_stories260k() {
+    let Some(golden) = Golden::load("gguf_stories260k.json") else { return };
+    fast_is_as_near_as_llama_cpp(
+        &golden,
+        |_| true,
+        |json| {
+            let file = format!("stories260K-gguf/{}", golden::text(&json["file"]));
+            let case: RandomCase = serde_json::from_value(json["dequant_f32"].clone()).unwrap();
+            (file, case.last_logits, golden::float(&json["llama_cpp"]["max_abs_logit_diff_vs_dequant"]))
+        },
+    );
+}
+
+#[test]
+fn fast_random256() {
+    let Some(golden) = Golden::load("random256.json") else { return };
+    let is_gguf = |case: &Value| golden::text(&case["path"]).ends_with(".gguf");
+    fast_is_as_near_as_llama_cpp(&golden, is_gguf, |json| {
+        let case: RandomCase = serde_json::from_value(json.clone()).unwrap();
+        (
+            golden::text(&json["path"]).to_owned(),
+            case.last_logits,
+            golden::float(&json["llama_cpp_max_abs_diff"]),
+        )
+    });
 }

@@ -1,8 +1,8 @@
-//! The README's table of what runs where is the result of the conformance laws, on every engine that is compiled in, with a
-//! model read from every format in every type.
+//! The README's tables of what runs where. The first is the result of the conformance laws, on every engine that is compiled in, with a
+//! model read from every format in every type, computed exactly. The second is how each type is kept and multiplied by default.
 //!
 //! Each cell of an engine at hand is compared with what was found. With all engines compiled in, `LLAMA_UPDATE_README=1`
-//! writes the table anew.
+//! writes the tables anew.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
@@ -17,14 +17,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use fixtures::random::{Format, write};
+use fixtures::random::{self, Format, write};
 use llama_backend::testing::{LAWS, OneModel, Outcome, RandomWeights, Suite, Tolerance};
-use llama_backend::{Backend, ModelConfig, ModelSource};
+use llama_backend::{
+    Backend, Batch, Computation, LoadParams, Logits, ModelConfig, ModelSource, Run, Slot, TokenId, Want,
+};
 use llama_core::checkpoint::{self, Checkpoint};
 use llama_core::{BackendKind, DType, Device};
 
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
-const BEGIN: &str = "<!-- support table: written by llama-core/tests/support_table.rs -->\n\n";
 const END: &str = "<!-- end of the support table -->";
 const UPDATE: &str = "LLAMA_UPDATE_README=1";
 
@@ -37,7 +38,7 @@ fn laws(backend: &dyn Backend, row: &Row) -> String {
         }
         Read::Graph(model) => model.clone(),
     };
-    let suite = Suite::on_model(backend, Tolerance::default(), &model);
+    let suite = Suite::on_model(backend, Tolerance::default(), &model).computing(Computation::Exact);
     let kept = LAWS.iter().filter(|law| match suite.check(law.name) {
         Ok(outcome) => outcome == Outcome::Kept,
         Err(violation) => panic!("{} {}: {violation}", row.what, row.dtype),
@@ -82,49 +83,114 @@ fn rows(folder: &Path) -> Vec<Row> {
     rows
 }
 
-/// The cells of a row of the README's table, by the heads of their columns.
-fn written<'a>(table: &'a str, row: &Row) -> Option<Vec<&'a str>> {
-    let cells = |line: &'a str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
-    table.lines().map(cells).find(|cells| cells[0] == row.what && cells[1] == row.dtype.to_string())
+/// How an engine keeps and multiplies weights of a type, as it does by default.
+fn how(backend: &dyn Backend, dtype: DType) -> String {
+    let taken = backend.capabilities().dtypes.contains(&dtype);
+    let kept = if taken { dtype } else { DType::F32 };
+    let config = ModelConfig {
+        dim: 4096,
+        n_layers: 32,
+        n_heads: 32,
+        n_kv_heads: 32,
+        head_dim: 128,
+        ffn_dim: 11008,
+        vocab_size: 32000,
+        norm_eps: 1e-5,
+        rope_theta: 1e4,
+    };
+    let bytes =
+        backend.plan(&config, kept, &LoadParams::new(16, 1)).weights as f64 / config.n_params() as f64;
+    let exact =
+        !taken || logits(backend, dtype, Computation::Exact) == logits(backend, dtype, Computation::Fast);
+    format!("{bytes:.2}, {}", if exact { "exact" } else { "8-bit activations" })
+}
+
+/// The logits of a few tokens.
+fn logits(backend: &dyn Backend, dtype: DType, computation: Computation) -> Vec<f32> {
+    let config = ModelConfig { dim: 256, head_dim: 64, ffn_dim: 512, ..random::config() };
+    let source = ModelSource::Weights(Arc::new(RandomWeights::new(config, dtype, 3)));
+    let mut params = LoadParams::new(16, 1);
+    params.computation = computation;
+    let mut model = backend.load(source, &params).unwrap();
+    let tokens: Vec<TokenId> = (0..16).map(TokenId).collect();
+    let run = Run { slot: Slot(0), start_pos: 0, tokens: &tokens, want: Want::All };
+    let mut logits = Logits::new();
+    model.forward(&Batch::new(&[run]), &mut logits).unwrap();
+    logits.as_slice().to_vec()
+}
+
+/// A table in the README: what its rows are about, and what is found for a row on an engine.
+struct Table<'a> {
+    begin: &'static str,
+    heads: [&'static str; 2],
+    rows: Vec<[String; 2]>,
+    found: &'a dyn Fn(usize, BackendKind) -> String,
+}
+
+impl Table<'_> {
+    /// The README with this table as it was found, and the cells in which it was not so.
+    fn check(&self, readme: &str, engines: &[BackendKind]) -> (String, Vec<String>) {
+        let start = readme.find(self.begin).unwrap() + self.begin.len();
+        let end = start + readme[start..].find(END).unwrap();
+        let written = |row: &[String; 2]| {
+            let cells =
+                |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+            readme[start..end].lines().map(cells).find(|cells: &Vec<String>| cells.starts_with(row))
+        };
+        let mut heads = self.heads.map(str::to_owned).to_vec();
+        heads.extend(BackendKind::ALL.iter().map(|engine| engine.name().to_owned()));
+        let mut table = format!("\n\n| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
+        let mut wrong = Vec::new();
+        for (i, row) in self.rows.iter().enumerate() {
+            let old = written(row).unwrap_or_default();
+            let mut new = row.to_vec();
+            for (column, &engine) in BackendKind::ALL.iter().enumerate() {
+                let old = old.get(column + 2).map_or("?", String::as_str);
+                if !engines.contains(&engine) {
+                    new.push(old.to_owned());
+                    continue;
+                }
+                let found = (self.found)(i, engine);
+                println!("{} {} on {engine}: {found}", row[0], row[1]);
+                if found != old {
+                    wrong.push(format!("{} {} on {engine}: {found}, the README says {old}", row[0], row[1]));
+                }
+                new.push(found);
+            }
+            table += &format!("| {} |\n", new.join(" | "));
+        }
+        ([&readme[..start], &table, "\n", &readme[end..]].concat(), wrong)
+    }
 }
 
 #[test]
-fn the_readme_says_what_the_laws_say() {
+fn the_readme_says_what_is_found() {
     let readme = fs::read_to_string(README).unwrap();
-    let start = readme.find(BEGIN).unwrap() + BEGIN.len();
-    let end = start + readme[start..].find(END).unwrap();
     let engines = golden::engines();
     let folder = tempfile::tempdir().unwrap();
-
-    let mut heads = vec!["checkpoint", "weights"];
-    heads.extend(BackendKind::ALL.iter().map(|engine| engine.name()));
-    let mut table = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
-    let mut wrong = Vec::new();
-    for row in rows(folder.path()) {
-        let old = written(&readme[start..end], &row).unwrap_or_default();
-        let mut new = vec![row.what.clone(), row.dtype.to_string()];
-        for (i, &engine) in BackendKind::ALL.iter().enumerate() {
-            let old = old.get(i + 2).copied().unwrap_or("?");
-            if !engines.contains(&engine) {
-                new.push(old.to_owned());
-                continue;
-            }
-            let backend = engine.open(Device::Cpu).unwrap();
-            let found = match (&row.read, engine) {
-                (Read::Graph(_), engine) if engine != BackendKind::Onnx => "–".to_owned(),
-                _ => laws(&*backend, &row),
-            };
-            println!("{} {} on {engine}: {found}", row.what, row.dtype);
-            if found != old {
-                wrong.push(format!("{} {} on {engine}: {found}, the README says {old}", row.what, row.dtype));
-            }
-            new.push(found);
-        }
-        table += &format!("| {} |\n", new.join(" | "));
-    }
+    let rows = rows(folder.path());
+    let laws = Table {
+        begin: "<!-- support table: written by llama-core/tests/support_table.rs -->",
+        heads: ["checkpoint", "weights"],
+        rows: rows.iter().map(|row| [row.what.clone(), row.dtype.to_string()]).collect(),
+        found: &|row, engine| match (&rows[row].read, engine) {
+            (Read::Graph(_), engine) if engine != BackendKind::Onnx => "–".to_owned(),
+            _ => laws(&*engine.open(Device::Cpu).unwrap(), &rows[row]),
+        },
+    };
+    let size = |dtype: DType| format!("{:.2}", dtype.size() as f64 / dtype.block_len() as f64);
+    let hows = Table {
+        begin: "<!-- table of types: written by llama-core/tests/support_table.rs -->",
+        heads: ["weights", "bytes in a file"],
+        rows: DType::ALL.iter().map(|&dtype| [dtype.to_string(), size(dtype)]).collect(),
+        found: &|row, engine| how(&*engine.open(Device::Cpu).unwrap(), DType::ALL[row]),
+    };
+    let (readme, mut wrong) = laws.check(&readme, &engines);
+    let (readme, more) = hows.check(&readme, &engines);
+    wrong.extend(more);
     if std::env::var_os("LLAMA_UPDATE_README").is_some_and(|value| value == "1") {
-        assert_eq!(engines, BackendKind::ALL, "every engine must be compiled in to write the whole table");
-        fs::write(README, [&readme[..start], &table, "\n", &readme[end..]].concat()).unwrap();
+        assert_eq!(engines, BackendKind::ALL, "every engine must be compiled in to write the whole tables");
+        fs::write(README, readme).unwrap();
         return;
     }
     assert!(wrong.is_empty(), "{} ({UPDATE} writes it)", wrong.join("\n"));

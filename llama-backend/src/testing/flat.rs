@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
 
-/// A model of one plain type in one piece of memory: a vector, or a memory map of what [`write_to`](Self::write_to) wrote.
+/// A model of one type, norms included, in one piece of memory: a vector, or a memory map of what [`write_to`](Self::write_to) wrote.
 #[derive(Debug, Clone)]
 pub struct FlatWeights {
     config: ModelConfig,
@@ -16,8 +16,8 @@ pub struct FlatWeights {
 }
 
 impl FlatWeights {
-    /// Writes a model of this shape: small numbers over and over, in bf16 or as the halves of f32. What they are does not matter, only
-    /// that they are no zeros.
+    /// Writes a model of this shape, whose rows are whole blocks: small numbers over and over, in bf16, as the halves of f32 or as what
+    /// makes blocks. What they are does not matter, only that they are no zeros and finite.
     ///
     /// # Errors
     ///
@@ -26,11 +26,14 @@ impl FlatWeights {
         let pattern: Vec<u8> = (0..1u32 << 15)
             .flat_map(|i| (0x3c00 | (i.wrapping_mul(0x9e37_79b9) >> 16) as u16 & 0x80ff).to_le_bytes())
             .collect();
-        for (_, range) in ranges(config, dtype) {
-            let len = range.len();
-            for part in 0..len.div_ceil(pattern.len()) {
-                let left = len - part * pattern.len();
-                out.write_all(&pattern[..left.min(pattern.len())])?;
+        for (i, (_, range)) in ranges(config, dtype).into_iter().enumerate() {
+            // Each from elsewhere: an engine may keep equal tensors once.
+            let mut from = 2 * i % pattern.len();
+            let mut left = range.len();
+            while left > 0 {
+                let part = left.min(pattern.len() - from);
+                out.write_all(&pattern[from..from + part])?;
+                (from, left) = (0, left - part);
             }
         }
         Ok(())
@@ -61,7 +64,7 @@ fn ranges(config: &ModelConfig, dtype: DType) -> Vec<(String, Range<usize>)> {
     let mut end = 0;
     let range = |(name, shape): (String, Vec<usize>)| {
         let start = end;
-        end += shape.iter().product::<usize>() * dtype.size();
+        end += shape.iter().product::<usize>() / dtype.block_len() * dtype.size();
         (name, start..end)
     };
     config.tensors().map(range).collect()

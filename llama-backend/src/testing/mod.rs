@@ -18,6 +18,7 @@ mod laws;
 mod oracle;
 mod process;
 mod random;
+mod random_blocks;
 mod rig;
 mod suite;
 

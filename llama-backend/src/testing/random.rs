@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::random_blocks::random_block;
 use crate::quant::quantize;
 use crate::{DType, ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSource};
 
@@ -36,15 +37,10 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
-    /// A model of this shape, its tensors made each time that they are asked for.
-    ///
-    /// # Panics
-    ///
-    /// If `dtype` is one that [`quantize`] cannot make.
+    /// A model of this shape, its tensors made each time that they are asked for. Of types that [`quantize`] makes they are the seed's
+    /// numbers quantised; of the others, blocks of random bits with the same standard deviation.
     #[must_use]
     pub fn new(config: ModelConfig, dtype: DType, seed: u64) -> Self {
-        let made = quantize(dtype, &[], &mut []);
-        assert!(made.is_ok(), "{dtype}: {made:?}");
         Self { shapes: config.tensors().collect(), config, dtype, seed, kept: HashMap::new() }
     }
 
@@ -84,6 +80,12 @@ impl RandomWeights {
 fn write(dtype: DType, elements: &Elements, first: usize, out: &mut [u8]) {
     /// A whole number of blocks of every type.
     const CHUNK: usize = 256;
+    if quantize(dtype, &[], &mut []).is_err() {
+        let blocks = out.chunks_mut(dtype.size()).enumerate();
+        let first = first / dtype.block_len();
+        let deviation = elements.spread / 3_f32.sqrt();
+        return blocks.for_each(|(i, block)| random_block(dtype, elements.key, first + i, deviation, block));
+    }
     let mut chunk = [0.0; CHUNK];
     let chunks = out.chunks_mut(CHUNK / dtype.block_len() * dtype.size());
     for (i, bytes) in chunks.enumerate() {
@@ -91,7 +93,7 @@ fn write(dtype: DType, elements: &Elements, first: usize, out: &mut [u8]) {
         for (j, element) in chunk.iter_mut().enumerate() {
             *element = elements.get(first + i * CHUNK + j);
         }
-        // Whole blocks, of numbers near 1, of a type that `new` accepts: nothing is left to fail.
+        // Whole blocks, of numbers near 1, of a type that can be made: nothing is left to fail.
         let written = quantize(dtype, chunk, bytes);
         debug_assert!(written.is_ok(), "{written:?}");
     }
@@ -205,7 +207,7 @@ impl Rng {
 }
 
 /// SplitMix64's output function (Steele, Lea & Flood 2014) on the `n`-th state.
-fn mix(n: u64) -> u64 {
+pub(super) fn mix(n: u64) -> u64 {
     let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

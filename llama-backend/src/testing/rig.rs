@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::random::{RandomWeights, Rng};
 use super::suite::{Broken, Checked, Suite};
 use crate::{
-    Batch, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot, TokenId, Want, WeightSource,
+    Batch, Computation, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot, TokenId, Want,
+    WeightSource,
 };
 
 /// Rows of logits: `[n_rows][vocab_size]`.
@@ -72,7 +73,7 @@ impl Suite<'_> {
     /// A model of these weights.
     pub(super) fn load(&self, weights: &Arc<dyn WeightSource>, params: &LoadParams) -> Checked<Rig> {
         let source = self.source(weights);
-        let model = self.backend.load(source, params)?;
+        let model = self.backend.load(source, &self.params(params))?;
         Ok(Rig {
             lens: vec![0; params.n_slots],
             vocab_size: weights.config().vocab_size,
@@ -104,11 +105,18 @@ impl Suite<'_> {
         close(found, expected, self.tolerance.oracle)
     }
 
-    /// That rows are the oracle's, for weights stored so.
-    pub(super) fn is_exact_as(&self, dtype: DType, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Checked {
-        let tolerance = match dtype {
-            DType::F16 => self.tolerance.f16,
-            DType::BF16 => self.tolerance.bf16,
+    /// That rows are the oracle's, for weights stored and computed so.
+    pub(super) fn is_exact_as(
+        &self,
+        dtype: DType,
+        computation: Computation,
+        found: &[Vec<f32>],
+        expected: &[Vec<f32>],
+    ) -> Checked {
+        let tolerance = match (dtype, computation) {
+            (DType::F16, _) => self.tolerance.f16,
+            (DType::BF16, _) => self.tolerance.bf16,
+            (dtype, Computation::Fast) if dtype.is_quantized() => self.tolerance.fast,
             // Blocks are f32 once they are read.
             _ => self.tolerance.oracle,
         };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::LAWS;
-use crate::{Backend, BackendError, ModelSource, WeightSource};
+use crate::{Backend, BackendError, Computation, LoadParams, ModelSource, WeightSource};
 
 /// A law of the seam: its name, as the tests and [`SkippedLaw`](crate::SkippedLaw) have it, and what it says.
 #[derive(Debug, Clone, Copy)]
@@ -27,11 +27,13 @@ pub struct Tolerance {
     pub f16: f32,
     /// The same for bf16 weights.
     pub bf16: f32,
+    /// From the oracle's, for quantised weights under [`Computation::Fast`](crate::Computation): activations are rounded to 8 bits.
+    pub fast: f32,
 }
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { oracle: 1e-3, routes: 1e-4, f16: 1e-3, bf16: 1e-3 }
+        Self { oracle: 1e-3, routes: 1e-4, f16: 1e-3, bf16: 1e-3, fast: 1e-3 }
     }
 }
 
@@ -41,6 +43,7 @@ pub struct Suite<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) tolerance: Tolerance,
     pub(super) model: Option<&'a OneModel>,
+    computation: Option<Computation>,
 }
 
 /// A model that is what it is: a file that holds its graph, say. The laws run on it instead of on models of any shape; those
@@ -80,13 +83,27 @@ impl<'a> Suite<'a> {
     /// The suite on this backend.
     #[must_use]
     pub fn new(backend: &'a dyn Backend, tolerance: Tolerance) -> Self {
-        Self { backend, tolerance, model: None }
+        Self { backend, tolerance, model: None, computation: None }
     }
 
     /// The suite on this backend and the one model.
     #[must_use]
     pub fn on_model(backend: &'a dyn Backend, tolerance: Tolerance, model: &'a OneModel) -> Self {
-        Self { backend, tolerance, model: Some(model) }
+        Self { backend, tolerance, model: Some(model), computation: None }
+    }
+
+    /// The same with every model computed so, whatever its law would ask for. By default quantised weights are computed
+    /// [fast](Computation::Fast), but where a law asks for both.
+    #[must_use]
+    pub fn computing(mut self, computation: Computation) -> Self {
+        self.computation = Some(computation);
+        self
+    }
+
+    /// The limits of a law, computed as the suite says.
+    pub(super) fn params(&self, params: &LoadParams) -> LoadParams {
+        let computation = self.computation.unwrap_or(params.computation);
+        LoadParams { computation, ..params.clone() }
     }
 
     /// Checks one law, unless the backend declares that it does not keep it.

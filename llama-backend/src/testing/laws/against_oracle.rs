@@ -7,7 +7,7 @@ use crate::{Computation, DType, LoadParams, ModelConfig, Want};
 
 pub(super) fn equals_the_oracle(suite: &Suite<'_>) -> Checked {
     let shapes = if suite.is_fixed() { vec![suite.config()] } else { shapes() };
-    shapes.iter().try_for_each(|config| equals(suite, config, DType::F32))
+    shapes.iter().try_for_each(|config| equals(suite, config, DType::F32, Computation::Exact))
 }
 
 pub(super) fn every_dtype_equals_the_oracle(suite: &Suite<'_>) -> Checked {
@@ -16,11 +16,17 @@ pub(super) fn every_dtype_equals_the_oracle(suite: &Suite<'_>) -> Checked {
         return Err(Broken("the backend declares no dtype".to_owned()));
     }
     if suite.is_fixed() {
-        return equals(suite, &suite.config(), DType::F32);
+        return equals(suite, &suite.config(), DType::F32, Computation::Exact);
     }
     for &dtype in dtypes {
-        equals(suite, &small(), dtype)?;
-        equals(suite, &eight_heads(2), dtype)?;
+        for computation in [Computation::Exact, Computation::Fast] {
+            equals(suite, &small(), dtype, computation)?;
+            equals(suite, &eight_heads(2), dtype, computation)?;
+            // Rows of whole blocks of every type.
+            if dtype.is_quantized() {
+                equals(suite, &wide(), dtype, computation)?;
+            }
+        }
     }
     Ok(())
 }
@@ -44,11 +50,11 @@ pub(super) fn long_sequences_equal_the_oracle(suite: &Suite<'_>) -> Checked {
 }
 
 /// Two sequences in one batch, then a decode of each.
-fn equals(suite: &Suite<'_>, config: &ModelConfig, dtype: DType) -> Checked {
+fn equals(suite: &Suite<'_>, config: &ModelConfig, dtype: DType, computation: Computation) -> Checked {
     let weights = suite.weights_of(config.clone(), dtype, 2);
     let oracle = Oracle::new(&*weights)?;
     let mut params = LoadParams::new(16, 2);
-    params.computation = Computation::Exact;
+    params.computation = computation;
     let mut rig = suite.load(&weights, &params)?;
     let long = tokens(5, 11, config.vocab_size);
     let short = tokens(6, 4, config.vocab_size);
@@ -59,12 +65,12 @@ fn equals(suite: &Suite<'_>, config: &ModelConfig, dtype: DType) -> Checked {
         for (slot, sequence) in [&long, &short].into_iter().enumerate() {
             let rows = [prefilled[slot].clone(), decoded[slot].clone()].concat();
             suite
-                .is_exact_as(dtype, &rows, &oracle.logits(sequence, 0))
+                .is_exact_as(dtype, computation, &rows, &oracle.logits(sequence, 0))
                 .map_err(|broken| broken.at(format_args!("slot {slot}")))?;
         }
         Ok(())
     };
-    check().map_err(|broken| broken.at(format_args!("{dtype}, {config:?}")))
+    check().map_err(|broken| broken.at(format_args!("{dtype}, {computation:?}, {config:?}")))
 }
 
 /// Shapes that differ in what engines get wrong.
@@ -103,4 +109,9 @@ fn shapes() -> Vec<ModelConfig> {
 /// Eight heads of width 8, the sizes of a checkpoint in the wild.
 fn eight_heads(n_kv_heads: usize) -> ModelConfig {
     ModelConfig { dim: 64, n_layers: 3, n_heads: 8, n_kv_heads, ffn_dim: 172, vocab_size: 97, ..small() }
+}
+
+/// Rows of one and of two blocks of 256.
+fn wide() -> ModelConfig {
+    ModelConfig { dim: 256, n_heads: 4, head_dim: 64, ffn_dim: 512, ..small() }
 }

@@ -206,6 +206,7 @@ pub(super) fn model_says_what_it_was_loaded_with(suite: &Suite<'_>) -> Checked {
     let mut params = LoadParams::new(11, 3);
     params.max_batch_tokens = 7;
     params.threads = Some(1);
+    let params = suite.params(&params);
     let rig = suite.load(&suite.weights(1), &params)?;
     if *rig.model.config() != suite.config() {
         return Err(Broken(format!("config {:?}, expected {:?}", rig.model.config(), suite.config())));
@@ -222,7 +223,7 @@ pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
     };
     for &dtype in suite.backend.capabilities().dtypes {
         let found = plan(&small(), dtype, 256, 4);
-        let least = small().n_params() * dtype.size() as u64;
+        let least = small().n_params() / dtype.block_len() as u64 * dtype.size() as u64;
         if found.weights < least || found.kv_cache == 0 || found.scratch == 0 {
             return Err(Broken(format!(
                 "{found:?} for {dtype}, expected weights of {least} bytes and nothing 0"
