@@ -47,6 +47,14 @@ pub(crate) enum Use {
     Rows,
     /// It is multiplied, its blocks in this way.
     Products(Computation),
+    /// The same, with activations of 16 bits where those of others have 8.
+    FineProducts(Computation),
+}
+
+impl Use {
+    fn is_fast(self) -> bool {
+        matches!(self, Self::Products(Computation::Fast) | Self::FineProducts(Computation::Fast))
+    }
 }
 
 impl Linear {
@@ -62,8 +70,9 @@ impl Linear {
             candle_core::bail!("{} bytes for a matrix of [{n_out}, {n_in}] in {dtype}", bytes.len());
         }
         let weight = match ops {
-            Ops::Host(ctx) if dtype.is_quantized() && used == Use::Products(Computation::Fast) => {
-                let packed = Packed::new(&ctx.pool, dtype, [n_out, n_in], &bytes)?;
+            Ops::Host(ctx) if dtype.is_quantized() && used.is_fast() => {
+                let fine = used == Use::FineProducts(Computation::Fast);
+                let packed = Packed::new(&ctx.pool, dtype, [n_out, n_in], &bytes, fine)?;
                 Weight::Host(Arc::clone(ctx), Host::Packed(packed))
             }
             Ops::Host(ctx) => {

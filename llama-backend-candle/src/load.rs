@@ -41,10 +41,10 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let rope = product(&[params.max_seq_len, head_dim]);
     let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
-    // Activations of 8 bits: 64 bytes for 32.
+    // Activations in bytes: 64 bytes for 32, twice for those that are fine.
     let blocks = match (params.computation, dtype.is_quantized()) {
         (Computation::Fast, true) => {
-            q_dim.max(product(&[dim.max(ffn_dim)])).saturating_mul(params.max_batch_tokens as u128) / 2
+            q_dim.max(product(&[2, dim.max(ffn_dim)])).saturating_mul(params.max_batch_tokens as u128) / 2
         }
         _ => 0,
     };
@@ -125,7 +125,7 @@ impl Reader<'_> {
                 wo: self.linear(&name("attention.wo"), dim, q_dim)?,
                 ffn_norm: self.norm(&name("ffn_norm"))?,
                 w1: self.linear(&name("feed_forward.w1"), ffn_dim, dim)?,
-                w2: self.linear(&name("feed_forward.w2"), dim, ffn_dim)?,
+                w2: self.fine(&name("feed_forward.w2"), dim, ffn_dim)?,
                 w3: self.linear(&name("feed_forward.w3"), ffn_dim, dim)?,
             })
         };
@@ -133,7 +133,7 @@ impl Reader<'_> {
             tok_embeddings: self.matrix("tok_embeddings.weight", [vocab_size, dim], Use::Rows)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
             norm: self.norm("norm.weight")?,
-            output: self.linear("output.weight", vocab_size, dim)?,
+            output: self.fine("output.weight", vocab_size, dim)?,
             norm_eps: config.norm_eps,
             attention,
             ops: self.ops.clone(),
@@ -143,6 +143,12 @@ impl Reader<'_> {
     /// A matrix that is multiplied.
     fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
         self.matrix(name, [n_out, n_in], Use::Products(self.computation))
+    }
+
+    /// A matrix where rounding activations costs most: what the feed-forward network makes is of very different sizes, and what the output
+    /// makes are the logits themselves.
+    fn fine(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
+        self.matrix(name, [n_out, n_in], Use::FineProducts(self.computation))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], used: Use) -> Result<Linear, BackendError> {

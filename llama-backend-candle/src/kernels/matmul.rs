@@ -47,7 +47,12 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     // Enough tasks to even out a thread that is held up, and each large enough that taking it costs nothing.
     let per_thread = if n * k * all < SERIAL_BELOW { 1 } else { TASKS };
     let width = all.div_ceil(per_thread * ctx.pool.n_threads()).next_multiple_of(quant::ROWS);
-    let packed = products.iter().any(|product| matches!(product.weights, Weights::Packed(_)));
+    let packed = |product: &Product<'_>| match product.weights {
+        Weights::Packed(packed) => Some(packed.is_fine()),
+        Weights::Dense(_) => None,
+    };
+    // One kind for all that share the activations: the finer.
+    let fine = products.iter().filter_map(packed).max();
 
     let mut tasks = Vec::new();
     for Product { weights, n_out, out } in products {
@@ -64,7 +69,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
                 Weights::Dense(weights) => dense::multiply(ctx.isa, weights, rows.clone(), x, k, out),
                 Weights::Packed(weights) => {
                     let panels = rows.start / quant::ROWS..rows.end.div_ceil(quant::ROWS);
-                    quant::multiply(ctx.isa, weights, panels, blocks, out);
+                    quant::multiply(ctx.isa, weights, panels, blocks, fine == Some(true), out);
                 }
             }
         };
@@ -74,14 +79,11 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
             ctx.pool.run(tasks.len(), task);
         }
     };
-    if packed {
-        ctx.blocks.with(x.len() / activations::LEN, |blocks| {
-            quant::quantize(ctx, x, blocks);
-            run(blocks);
-        });
-    } else {
-        run(&[]);
-    }
+    let Some(fine) = fine else { return run(&[]) };
+    ctx.blocks.with(x.len() / activations::LEN * (1 + usize::from(fine)), |blocks| {
+        quant::quantize(ctx, x, k, fine, blocks);
+        run(blocks);
+    });
 }
 
 /// Tasks of a thread.

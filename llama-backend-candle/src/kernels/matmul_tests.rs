@@ -69,7 +69,11 @@ impl Matrix {
     }
 
     fn pack(&self, ctx: &Context) -> Packed {
-        Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes).unwrap()
+        Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes, false).unwrap()
+    }
+
+    fn pack_fine(&self, ctx: &Context) -> Packed {
+        Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes, true).unwrap()
     }
 
     /// `x · Wᵀ` in f64; with it, the sums of the magnitudes.
@@ -136,6 +140,26 @@ fn packed_weights_make_the_naive_product_of_rounded_activations() {
     }
 }
 
+#[test]
+fn fine_activations_make_the_naive_product_itself() {
+    for isa in Isa::all() {
+        let ctx = Context::new(isa, 2).unwrap();
+        for &dtype in DType::ALL.iter().filter(|dtype| dtype.is_quantized()) {
+            for &[n, n_out, blocks] in SIZES {
+                let matrix = Matrix::random(dtype, n_out, 256 * blocks, 4);
+                let x = random(n * 256 * blocks, 3);
+                let found = product(&ctx, Weights::Packed(&matrix.pack_fine(&ctx)), matrix.shape, &x);
+                let (expected, magnitude) = matrix.naive(&x);
+                for i in 0..found.len() {
+                    // 16 bits: half a step of 1 / 127².
+                    let near = (found[i] - expected[i]).abs() <= 4e-5 * magnitude[i] + 1e-5;
+                    assert!(near, "{isa:?} {dtype} {n} {n_out} {blocks}: {} for {}", found[i], expected[i]);
+                }
+            }
+        }
+    }
+}
+
 /// What a block of activations stands for.
 fn rounded(x: &[f32; LEN]) -> Vec<f32> {
     let block = Block::quantize(x);
@@ -150,6 +174,7 @@ fn each_way(isa: Isa, check: impl Fn(&str, Weights<'_>, [usize; 2])) {
         check(&format!("{isa:?} {dtype}"), Weights::Dense(matrix.stored()), matrix.shape);
         if dtype.is_quantized() {
             check(&format!("{isa:?} {dtype} packed"), Weights::Packed(&matrix.pack(&ctx)), matrix.shape);
+            check(&format!("{isa:?} {dtype} fine"), Weights::Packed(&matrix.pack_fine(&ctx)), matrix.shape);
         }
     }
 }

@@ -65,6 +65,16 @@ impl Block {
         }
         block
     }
+
+    /// What rounding took from the numbers.
+    #[inline(always)]
+    pub(crate) fn rest(&self, x: &[f32; LEN]) -> [f32; LEN] {
+        let mut rest = *x;
+        for (rest, q) in rest.iter_mut().zip(self.q.as_flattened()) {
+            *rest -= self.scale * f32::from(*q);
+        }
+        rest
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ use lanes::Lanes;
 pub(crate) struct Packed {
     dtype: DType,
     k: usize,
+    /// Activations are two blocks each.
+    fine: bool,
     /// The bytes of a panel.
     panel: usize,
     /// The panels. Memory of the system's own, in large pages where it has them: a stream of them is read faster.
@@ -62,12 +64,13 @@ macro_rules! with_format {
 use with_format;
 
 impl Packed {
-    /// Packs a matrix `[n_out, k]` of whole blocks. `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
+    /// Packs a matrix `[n_out, k]` of whole blocks, whose activations are to be fine or not. `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
     pub(crate) fn new(
         pool: &Pool,
         dtype: DType,
         [n_out, k]: [usize; 2],
         bytes: &[u8],
+        fine: bool,
     ) -> io::Result<Self> {
         let panel: usize = with_format!(dtype, |F| k.div_ceil(F::LEN) * F::UNIT, else 0);
         let n_bytes = n_out.div_ceil(ROWS).saturating_mul(panel);
@@ -82,7 +85,12 @@ impl Packed {
             });
             with_format!(dtype, |F| pack::<F>(rows, panel), else ());
         });
-        Ok(Self { dtype, k, panel, data })
+        Ok(Self { dtype, k, fine, panel, data })
+    }
+
+    /// Whether its activations are to be fine: see [`quantize`].
+    pub(crate) fn is_fine(&self) -> bool {
+        self.fine
     }
 
     /// A panel: the units of [`ROWS`] rows.
@@ -98,31 +106,39 @@ fn pack<F: Format>(rows: [&[u8]; ROWS], panel: &mut [u8]) {
     }
 }
 
-/// Rounds `x`, whole blocks of [`activations::LEN`], to bytes.
-pub(crate) fn quantize(ctx: &Context, x: &[f32], blocks: &mut [Block]) {
-    /// Blocks of a task.
-    const TASK: usize = 256;
-    let (x, _) = x.as_chunks();
+/// Rounds the rows of `x`, `[n, k]`, whole blocks of [`activations::LEN`], to bytes: `blocks: [n, k / LEN]`.
+///
+/// Where they are to be `fine`, each row is followed by one of what rounding took from it, rounded in turn: two bytes for each number,
+/// and `blocks: [n, 2, k / LEN]`.
+pub(crate) fn quantize(ctx: &Context, x: &[f32], k: usize, fine: bool, blocks: &mut [Block]) {
+    let row = k / activations::LEN * (1 + usize::from(fine));
     let task = |i: usize, blocks: &mut [Block]| {
-        ctx.isa.run_int(Quantize { x: &x[i * TASK..][..blocks.len()], blocks });
+        let (x, _) = x[i * k..(i + 1) * k].as_chunks();
+        ctx.isa.run_int(Quantize { x, blocks });
     };
-    if blocks.len() * activations::LEN < SERIAL_BELOW {
-        blocks.chunks_mut(TASK).enumerate().for_each(|(i, blocks)| task(i, blocks));
+    if x.len() < SERIAL_BELOW {
+        blocks.chunks_exact_mut(row).enumerate().for_each(|(i, blocks)| task(i, blocks));
     } else {
-        ctx.pool.chunks(blocks, TASK, task);
+        ctx.pool.chunks(blocks, row, task);
     }
 }
 
+/// One row.
 struct Quantize<'a> {
     x: &'a [[f32; activations::LEN]],
+    /// As many, or twice as many.
     blocks: &'a mut [Block],
 }
 
 impl IntKernel for Quantize<'_> {
     #[inline(always)]
     fn run<S: Lanes>(self, _: S) {
-        for (x, block) in self.x.iter().zip(self.blocks) {
+        let (first, second) = self.blocks.split_at_mut(self.x.len());
+        for (x, block) in self.x.iter().zip(&mut *first) {
             *block = Block::quantize(x);
+        }
+        for ((x, first), second) in self.x.iter().zip(first).zip(second) {
+            *second = Block::quantize(&first.rest(x));
         }
     }
 }

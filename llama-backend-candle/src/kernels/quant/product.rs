@@ -17,16 +17,28 @@ const PARTS: usize = 16;
 /// Rows of activations at a time, which the second cache holds.
 const MANY: usize = 64;
 /// From here unpacking first pays.
-const UNPACK: usize = 6;
+const UNPACK: usize = 3;
 /// Bytes between what is multiplied and what memory is asked for.
 const AHEAD: usize = 4096;
 /// Rows that are multiplied at a time.
 const TILE: usize = 4;
 
-/// `out = x · weightsᵀ` for some panels, on one thread: `x: [n, k / PART]`, `out: [n, panels · ROWS]`, or fewer at the end.
-pub(crate) fn multiply(isa: Isa, weights: &Packed, panels: Range<usize>, x: &[Block], out: &mut Columns<'_>) {
+/// `out = x · weightsᵀ` for some panels, on one thread: `x: [n, k / PART]`, or `[n, 2, k / PART]` where it is fine; `out: [n, panels · ROWS]`,
+/// or fewer columns at the end.
+pub(crate) fn multiply(
+    isa: Isa,
+    weights: &Packed,
+    panels: Range<usize>,
+    x: &[Block],
+    fine: bool,
+    out: &mut Columns<'_>,
+) {
     let parts = weights.k / PART;
-    with_format!(weights.dtype, |F| isa.run_int(Multiply::<F> { weights, panels, parts, x, out, format: PhantomData }), else ());
+    with_format!(
+        weights.dtype,
+        |F| isa.run_int(Multiply::<F> { weights, panels, parts, x, fine, out, format: PhantomData }),
+        else ()
+    );
 }
 
 struct Multiply<'a, 'b, F> {
@@ -34,6 +46,7 @@ struct Multiply<'a, 'b, F> {
     panels: Range<usize>,
     parts: usize,
     x: &'a [Block],
+    fine: bool,
     out: &'a mut Columns<'b>,
     format: PhantomData<F>,
 }
@@ -44,7 +57,7 @@ type Sums = [[f32; ROWS]; MANY];
 impl<F: Format> IntKernel for Multiply<'_, '_, F> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self { weights, panels, parts, x, out, .. } = self;
+        let Self { weights, panels, parts, x, fine, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: Sums = [[0.0; ROWS]; MANY];
         for (many, x) in x.chunks(MANY * parts).enumerate() {
@@ -55,17 +68,27 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
                 for first in (0..parts).step_by(PARTS) {
                     let these = first..parts.min(first + PARTS);
                     if n < UNPACK {
-                        rows(s, panel, these.clone(), parts, &x[these.start..], &mut sums[..n]);
+                        few(s, panel, these.clone(), parts, &x[these.start..], &mut sums[..n]);
                     } else {
                         for (part, unpacked) in these.clone().zip(&mut unpacked) {
                             unpack(s, panel, part, unpacked);
                         }
                         let panel = Unpacked::<F>(&unpacked, PhantomData);
-                        rows(s, panel, 0..these.len(), parts, &x[these.start..], &mut sums[..n]);
+                        many(s, panel, 0..these.len(), parts, &x[these.start..], &mut sums[..n]);
                     }
                 }
-                for (row, sums) in sums[..n].iter().enumerate() {
-                    out.write(many * MANY + row, column * ROWS, sums);
+                if fine {
+                    for (row, two) in sums[..n].as_chunks::<2>().0.iter().enumerate() {
+                        let mut sum = two[0];
+                        for (sum, rest) in sum.iter_mut().zip(two[1]) {
+                            *sum += rest;
+                        }
+                        out.write(many * MANY / 2 + row, column * ROWS, &sum);
+                    }
+                } else {
+                    for (row, sums) in sums[..n].iter().enumerate() {
+                        out.write(many * MANY + row, column * ROWS, sums);
+                    }
                 }
             }
         }
@@ -185,11 +208,29 @@ fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut
     }
 }
 
-/// Adds the products of some parts for every row of `x`, which are `stride` blocks apart.
+/// Adds the products of some parts for each of up to two rows of `x`, which are `stride` blocks apart.
 #[inline(always)]
-fn rows<S: Lanes, P: Panel<S>>(
+fn few<S: Lanes, F: Format>(
     s: S,
-    panel: P,
+    panel: Direct<'_, F>,
+    parts: Range<usize>,
+    stride: usize,
+    x: &[Block],
+    sums: &mut [[f32; ROWS]],
+) {
+    let row = |i: usize| &x[i * stride..][..parts.len()];
+    match sums {
+        [a, b] => tile(s, panel, parts.clone(), [row(0), row(1)], [a, b]),
+        [a] => tile(s, panel, parts.clone(), [row(0)], [a]),
+        _ => {}
+    }
+}
+
+/// The same for any number of rows.
+#[inline(always)]
+fn many<S: Lanes, F: Format>(
+    s: S,
+    panel: Unpacked<'_, F>,
     parts: Range<usize>,
     stride: usize,
     x: &[Block],
