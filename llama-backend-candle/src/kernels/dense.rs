@@ -232,9 +232,19 @@ fn few<S: Simd, E: Element>(s: S, weights: &[E], k: usize, x: &[f32], column: us
             let mut sums = [0.0; WIDE];
             for from in (0..k).step_by(CHUNK) {
                 let part = from..k.min(from + CHUNK);
-                let rows: [&[E]; WIDE] = std::array::from_fn(|r| &row(r)[part.clone()]);
-                let added = dots(s, rows, [&x[part.clone()]]);
-                sums.iter_mut().zip(added).for_each(|(sum, [added])| *sum += added);
+                let mut rows = [&weights[..part.len()]; WIDE];
+                for r in 0..WIDE {
+                    rows[r] = &row(r)[part.clone()];
+                    // The same part of the next rows: as far ahead as memory needs, over the borders of rows and pages.
+                    let next = rows[r].as_ptr().wrapping_add(WIDE * k).cast::<u8>();
+                    for line in (0..part.len() * size_of::<E>()).step_by(64) {
+                        s.prefetch(next.wrapping_add(line));
+                    }
+                }
+                let added = dots(s, rows, [&x[part]]);
+                for r in 0..WIDE {
+                    sums[r] += added[r][0];
+                }
             }
             out.write(i, column, &sums);
         } else {

@@ -34,6 +34,8 @@ pub(crate) trait Simd: Copy + Debug {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Asks for a line of memory that will be read soon. The address need not be anybody's.
+    fn prefetch(self, line: *const u8);
     /// To the nearest integer.
     fn round(self, v: Self::V) -> Self::V;
     /// `2^n` of whole numbers within `-126..=127`.
@@ -194,6 +196,8 @@ impl Simd for Scalar {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
     fn round(self, v: Self::V) -> Self::V {
         v.map(f32::round_ties_even)
     }
@@ -304,6 +308,11 @@ pub(crate) mod x86 {
         fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
             // SAFETY: see above the impl.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn prefetch(self, line: *const u8) {
+            // SAFETY: see above the impl; a prefetch of any address is no access.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
         }
         #[inline(always)]
         fn round(self, v: Self::V) -> Self::V {

@@ -60,7 +60,7 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
         let Self { weights, panels, parts, x, fine, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: Sums = [[0.0; ROWS]; MANY];
-        for (many, x) in x.chunks(MANY * parts).enumerate() {
+        for (i, x) in x.chunks(MANY * parts).enumerate() {
             let n = x.len() / parts;
             for (column, panel) in panels.clone().enumerate() {
                 let panel = Direct::<F>(weights.panel(panel), PhantomData);
@@ -83,11 +83,11 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
                         for (sum, rest) in sum.iter_mut().zip(two[1]) {
                             *sum += rest;
                         }
-                        out.write(many * MANY / 2 + row, column * ROWS, &sum);
+                        out.write(i * MANY / 2 + row, column * ROWS, &sum);
                     }
                 } else {
                     for (row, sums) in sums[..n].iter().enumerate() {
-                        out.write(many * MANY + row, column * ROWS, sums);
+                        out.write(i * MANY + row, column * ROWS, sums);
                     }
                 }
             }
