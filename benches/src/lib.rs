@@ -11,6 +11,7 @@
 //! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
+pub mod compare;
 pub mod engine;
 pub mod fma;
 pub mod gguf;
@@ -19,6 +20,7 @@ pub mod marks;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub mod plot;
 pub mod random_model;
 pub mod record;
 #[cfg(feature = "tch")]

@@ -51,13 +51,14 @@ pub fn append(
 }
 
 /// What a program prints; nothing where there is no such program.
-fn said(program: &str, args: &[&str]) -> String {
+pub(crate) fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Linux only; empty elsewhere.
-fn cpu() -> String {
+#[must_use]
+pub fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = info.lines().find(|line| line.starts_with(name));
@@ -68,7 +69,7 @@ fn cpu() -> String {
 }
 
 /// The load average of the last minute, this program's own included.
-fn load() -> String {
+pub(crate) fn load() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().unwrap_or_default().to_owned()
 }
