@@ -15,6 +15,7 @@ pub mod compare;
 pub mod engine;
 pub mod fma;
 pub mod gguf;
+pub mod kl;
 pub mod llama_bench;
 pub mod marks;
 pub mod memory;

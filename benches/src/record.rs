@@ -50,13 +50,20 @@ pub fn append(
     Ok(())
 }
 
+/// The date, the commit and the processor, as fields of a CSV file.
+#[must_use]
+pub fn when_and_where() -> [String; 3] {
+    let commit = said("git", &["describe", "--always", "--dirty", "--exclude=*"]);
+    [said("date", &["-u", "+%FT%TZ"]), commit, cpu()].map(|field| field.replace(',', " "))
+}
+
 /// What a program prints; nothing where there is no such program.
 pub(crate) fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Linux only; empty elsewhere.
+/// The processor's name and model. Linux only; empty elsewhere.
 #[must_use]
 pub fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

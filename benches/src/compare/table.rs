@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Question, Row, median};
 use crate::Error;
-use crate::record::{cpu, load, said};
+use crate::record::{load, when_and_where};
 
 const HEADER: &str = "date,commit,cpu,machine_load,model,threads,test,round,engine,tokens_per_s,share_of_machine,read_gb_per_s,\
                       fma_gflop_per_s,load_s,peak_rss_mb,flash_attn,versions,flags\n";
@@ -18,9 +18,8 @@ const HEADER: &str = "date,commit,cpu,machine_load,model,threads,test,round,engi
 /// Where the file cannot be written.
 pub fn append(path: &Path, question: &Question, rounds: &[Vec<Row>]) -> Result<(), Error> {
     let mut text = if path.exists() { String::new() } else { HEADER.to_owned() };
-    let commit = said("git", &["describe", "--always", "--dirty", "--exclude=*"]);
-    let before = [said("date", &["-u", "+%FT%TZ"]), commit, cpu(), load(), question.model_name.clone()];
-    let before = before.map(|field| field.replace(',', " ")).join(",");
+    let model = question.model_name.replace(',', " ");
+    let before = format!("{},{},{model}", when_and_where().join(","), load());
     let number = |x: Option<f64>| x.map_or_else(String::new, |x| format!("{x:.4}"));
     for (i, round) in rounds.iter().enumerate() {
         for row in round {
