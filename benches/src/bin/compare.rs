@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use benches::compare::{Gate, Program, Question, append, gate, markdown, rounds};
 use benches::random_model::{FileType, RandomModel, Shape};
@@ -45,13 +46,48 @@ struct Flags {
     backend: String,
     #[arg(long)]
     computation: Option<String>,
+    /// Processes that keep a core busy meanwhile
+    #[arg(long, default_value_t = 0)]
+    busy: usize,
     /// Only print: leave the record alone
     #[arg(long)]
     no_record: bool,
+    /// Keep a core busy, and nothing else
+    #[arg(long, hide = true)]
+    spin: bool,
+}
+
+/// Processes that keep cores busy as long as this lives.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn start(n: usize) -> Result<Self, Error> {
+        let mut busy = Self(Vec::new());
+        for _ in 0..n {
+            busy.0.push(Command::new(std::env::current_exe()?).arg("--spin").arg("--peer=none").spawn()?);
+        }
+        Ok(busy)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that is gone already is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 fn main() -> Result<(), Error> {
     let flags = Flags::parse();
+    if flags.spin {
+        loop {
+            std::hint::spin_loop(); // until this process is killed
+        }
+    }
+    let _busy = Busy::start(flags.busy)?;
     let models: Vec<(String, PathBuf)> = match &flags.model {
         Some(path) => {
             vec![(path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path.clone())]
@@ -72,7 +108,10 @@ fn main() -> Result<(), Error> {
         for &threads in &flags.threads {
             let question = Question {
                 model: model.clone(),
-                model_name: model_name.clone(),
+                model_name: match flags.busy {
+                    0 => model_name.clone(),
+                    busy => format!("beside {busy} busy: {model_name}"),
+                },
                 n_prompt: flags.n_prompt,
                 n_gen: flags.n_gen,
                 batch: flags.batch,
@@ -82,7 +121,7 @@ fn main() -> Result<(), Error> {
             let mut programs = vec![Program::ours(&bench, last_args.clone())];
             programs.extend(flags.peer.iter().map(|path| Program::peer(path)));
             let rounds = rounds(&question, &mut programs, flags.rounds, |rows| {
-                let known = gate(&cpu, model_name, rows)?;
+                let known = gate(&cpu, &question.model_name, rows)?;
                 match known {
                     Gate::NothingKnown { cpu } if rows.iter().any(|row| row.engine == "llama.cpp") => {
                         say(&format!(
