@@ -49,6 +49,9 @@ struct Flags {
     /// Processes that keep a core busy meanwhile
     #[arg(long, default_value_t = 0)]
     busy: usize,
+    /// The record to append to [default: benches/record/llama_cpp.csv]
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// Only print: leave the record alone
     #[arg(long)]
     no_record: bool,
@@ -133,11 +136,8 @@ fn main() -> Result<(), Error> {
             })?;
             say(&markdown(&question, "llama-core", &rounds))?;
             if !flags.no_record {
-                append(
-                    &Path::new(env!("CARGO_MANIFEST_DIR")).join("record/llama_cpp.csv"),
-                    &question,
-                    &rounds,
-                )?;
+                let standard = Path::new(env!("CARGO_MANIFEST_DIR")).join("record/llama_cpp.csv");
+                append(flags.record.as_ref().unwrap_or(&standard), &question, &rounds)?;
             }
         }
     }

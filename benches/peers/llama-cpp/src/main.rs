@@ -57,7 +57,6 @@ fn main() -> Result<(), Error> {
         }
         Command::Bench(flags) => {
             built::check()?;
-            eprintln!("{}", built::system_info());
             println!("{}", bench::run(&backend, &flags)?);
             Ok(())
         }
