@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::Error;
 
-pub use gate::{Gate, gate};
+pub use gate::{Gate, Gated, gate};
 pub use table::{append, markdown};
 
 /// What is asked of every program.
