@@ -1,8 +1,12 @@
-//! Workloads, as functions that do one unit of work, and marks, which are ratios of them.
+//! Workloads, as functions that do one unit of work; marks, which are ratios of them; and programs that measure any checkpoint.
 //!
 //! A figure alone says more of the machine than of the code. What is claimed here is a ratio of two workloads that were measured
 //! in turns within one run: whatever else the machine does, it does to both.
 //!
+//! - `cargo run --release -p benches --bin llama-bench -- -m FILE_OR_DIR` measures a checkpoint, in the words of llama.cpp's program of
+//!   that name; `--random 7b --type q4_0 --write FILE.gguf` makes one.
+//! - `benches/peers/compare.sh` measures ours and other engines in turns on the same file, into `llama_cpp.csv`; the program `plot` draws it.
+//! - `benches/peers/accuracy.sh` measures how far ours and llama.cpp's answers are from exact arithmetic, into `kl_divergence.csv`.
 //! - `cargo bench -p benches` measures each workload with criterion, then the marks.
 //! - `cargo run --release -p benches --bin record` measures the marks and appends what it measured to `benches/record/candle.csv`.
 //! - `cargo bench -p benches --features tch --bench tch` measures the libtorch backend beside candle on the same workloads.
@@ -11,14 +15,17 @@
 //! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
+pub mod compare;
 pub mod engine;
 pub mod fma;
 pub mod gguf;
+pub mod kl;
 pub mod llama_bench;
 pub mod marks;
 pub mod memory;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub mod plot;
 pub mod random_model;
 pub mod record;
 #[cfg(feature = "tch")]

@@ -50,14 +50,22 @@ pub fn append(
     Ok(())
 }
 
+/// The date, the commit and the processor, as fields of a CSV file.
+#[must_use]
+pub fn when_and_where() -> [String; 3] {
+    let commit = said("git", &["describe", "--always", "--dirty", "--exclude=*"]);
+    [said("date", &["-u", "+%FT%TZ"]), commit, cpu()].map(|field| field.replace(',', " "))
+}
+
 /// What a program prints; nothing where there is no such program.
-fn said(program: &str, args: &[&str]) -> String {
+pub(crate) fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Linux only; empty elsewhere.
-fn cpu() -> String {
+/// The processor's name and model. Linux only; empty elsewhere.
+#[must_use]
+pub fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = info.lines().find(|line| line.starts_with(name));
@@ -68,7 +76,7 @@ fn cpu() -> String {
 }
 
 /// The load average of the last minute, this program's own included.
-fn load() -> String {
+pub(crate) fn load() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -1,4 +1,5 @@
 //! Random models are what they say: read back through llama-core's own reader, in every type.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{self, Write};
 
@@ -6,8 +7,8 @@ use benches::gguf::{Gguf, Tensor, WriteError};
 use benches::random_model::{FileType, RandomModel, RandomModelError, Shape};
 use llama_backend::quant::dequantize;
 use llama_backend::{
-    Backend, Batch, DType, LoadParams, Logits, ModelConfig, ModelSource, Run, Slot, TensorInfo, TokenId, Want,
-    WeightSource, read_tensor,
+    Backend, Batch, DType, LoadParams, Logits, ModelConfig, ModelSource, Run, Slot, TensorInfo, TokenId,
+    Want, WeightSource, read_tensor,
 };
 use llama_core::checkpoint::{self, Checkpoint};
 use llama_core::tokenizer::Tokenizer;
@@ -142,8 +143,8 @@ fn shapes_have_as_many_parameters_as_they_say() {
 #[test]
 fn a_vocabulary_without_bytes_is_refused() {
     let mut model = model(FileType::Plain(DType::F32));
-    model.config.vocab_size = 258;
-    assert!(matches!(model.header(), Err(RandomModelError::Vocabulary { found: 258 })));
+    model.config.vocab_size = 259;
+    assert!(matches!(model.header(), Err(RandomModelError::Vocabulary { found: 259 })));
 }
 
 #[test]

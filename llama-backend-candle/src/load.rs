@@ -125,7 +125,7 @@ impl Reader<'_> {
                 wo: self.linear(&name("attention.wo"), dim, q_dim)?,
                 ffn_norm: self.norm(&name("ffn_norm"))?,
                 w1: self.linear(&name("feed_forward.w1"), ffn_dim, dim)?,
-                w2: self.fine(&name("feed_forward.w2"), dim, ffn_dim)?,
+                w2: self.linear(&name("feed_forward.w2"), dim, ffn_dim)?,
                 w3: self.linear(&name("feed_forward.w3"), ffn_dim, dim)?,
             })
         };

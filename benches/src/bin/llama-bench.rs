@@ -42,7 +42,7 @@ fn run(flags: &Flags) -> Result<(), Error> {
     let sessions = measure::measure(path, &backend, &plan)?;
     let text = match flags.output {
         Output::Md => report::markdown(&sessions),
-        Output::Json => report::json(path, &sessions)? + "\n",
+        Output::Json => report::json(path, &sessions, flags.computation)? + "\n",
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())

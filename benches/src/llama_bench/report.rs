@@ -5,12 +5,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::engine::Computation;
+
 use super::measure::{Kind, Session, Test};
 
 /// One row of the table, with everything that is known about it.
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     engine: &'static str,
+    versions: String,
     model_filename: &'a Path,
     model_type: String,
     model_size: Option<u64>,
@@ -45,15 +48,20 @@ struct Row<'a> {
 /// # Errors
 ///
 /// Never, but that serde's interface has one.
-pub fn json(path: &Path, sessions: &[Session]) -> Result<String, serde_json::Error> {
+pub fn json(
+    path: &Path,
+    sessions: &[Session],
+    computation: Option<Computation>,
+) -> Result<String, serde_json::Error> {
     let rows: Vec<_> = sessions
         .iter()
-        .flat_map(|session| session.tests.iter().map(move |test| row(path, session, test)))
+        .flat_map(|session| session.tests.iter().map(move |test| row(path, session, test, computation)))
         .collect();
     serde_json::to_string_pretty(&rows)
 }
 
-fn row<'a>(path: &'a Path, session: &Session, test: &Test) -> Row<'a> {
+fn row<'a>(path: &'a Path, session: &Session, test: &Test, computation: Option<Computation>) -> Row<'a> {
+    let computation = computation.map_or("its default", Computation::name);
     let (mean, stddev) = mean_and_stddev(&test.rates());
     let (n_prompt, n_gen, n_seqs) = match test.kind {
         Kind::Prompt(n) => (n, 0, 1),
@@ -61,6 +69,7 @@ fn row<'a>(path: &'a Path, session: &Session, test: &Test) -> Row<'a> {
     };
     Row {
         engine: "llama-core",
+        versions: format!("llama-core {}; {}; {computation}", env!("CARGO_PKG_VERSION"), session.backend),
         model_filename: path,
         model_type: model_type(session),
         model_size: session.weights.as_ref().map(|weights| weights.n_bytes),

@@ -41,7 +41,7 @@ pub struct RandomModel {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RandomModelError {
-    /// A vocabulary without room for the control pieces and the bytes.
+    /// A vocabulary without room for the control pieces, the bytes and the space.
     #[error("a vocabulary of {found} tokens, expected {MIN_VOCAB_SIZE} or more")]
     Vocabulary {
         /// Its size.

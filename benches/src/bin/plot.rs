@@ -1,0 +1,35 @@
+//! Draws the ratios of a record: `plot benches/record/llama_cpp.csv picture.svg`, with `--theirs candle` for another engine's.
+
+use std::fs;
+use std::path::PathBuf;
+
+use benches::Error;
+use benches::plot::{ratios, svg};
+use clap::Parser;
+
+/// The ratios of a record as SVG.
+#[derive(Debug, Parser)]
+struct Flags {
+    /// The record
+    record: PathBuf,
+    /// The picture
+    picture: PathBuf,
+    /// Whose tokens a second
+    #[arg(long, default_value = "llama-core")]
+    ours: String,
+    /// Over whose
+    #[arg(long, default_value = "llama.cpp")]
+    theirs: String,
+    /// Only models whose name begins so
+    #[arg(long, default_value = "")]
+    model: String,
+}
+
+fn main() -> Result<(), Error> {
+    let flags = Flags::parse();
+    let mut ratios = ratios(&fs::read_to_string(flags.record)?, &flags.ours, &flags.theirs)?;
+    ratios.retain(|ratio| ratio.model.starts_with(&flags.model));
+    let title = format!("Tokens a second: {} over {}", flags.ours, flags.theirs);
+    fs::write(flags.picture, svg(&ratios, &title))?;
+    Ok(())
+}
