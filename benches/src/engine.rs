@@ -3,7 +3,9 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use llama_backend::{Backend, Device};
+use llama_backend::{
+    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig, ModelSource,
+};
 use llama_core::BackendKind;
 
 use crate::Error;
@@ -37,25 +39,50 @@ impl FromStr for Computation {
     }
 }
 
-/// A choice that an engine does not have.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the {backend} backend has no {computation} computation")]
-pub struct NoSuchComputation {
-    backend: &'static str,
-    computation: &'static str,
-}
-
 /// Opens an engine on the processor; without a computation, with its default.
 ///
 /// # Errors
 ///
-/// Where it is not compiled in, its library is missing, or it does not compute so.
+/// Where it is not compiled in, or its library is missing.
 pub fn open(kind: BackendKind, computation: Option<Computation>) -> Result<Arc<dyn Backend>, Error> {
-    match (kind, computation) {
-        // Every engine computes with dequantised weights so far.
-        (_, None | Some(Computation::Exact)) => Ok(kind.open(Device::Cpu)?),
-        (_, Some(computation)) => {
-            Err(NoSuchComputation { backend: kind.name(), computation: computation.name() }.into())
-        }
+    let backend = kind.open(Device::Cpu)?;
+    let computation = match computation {
+        None => return Ok(backend),
+        Some(Computation::Exact) => llama_backend::Computation::Exact,
+        Some(Computation::Fast) => llama_backend::Computation::Fast,
+    };
+    Ok(Arc::new(Computing { backend, computation }))
+}
+
+/// An engine that computes in one way, whatever it is asked.
+#[derive(Debug)]
+struct Computing {
+    backend: Arc<dyn Backend>,
+    computation: llama_backend::Computation,
+}
+
+impl Computing {
+    fn params(&self, params: &LoadParams) -> LoadParams {
+        let mut params = params.clone();
+        params.computation = self.computation;
+        params
+    }
+}
+
+impl Backend for Computing {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.backend.capabilities()
+    }
+
+    fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+        self.backend.plan(config, dtype, &self.params(params))
+    }
+
+    fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
+        self.backend.load(source, &self.params(params))
     }
 }

@@ -214,7 +214,7 @@ impl EngineOps {
         let kind = (Kind::Float, Device::Cpu);
         for (i, product) in self.matrices.iter().enumerate() {
             let rows = if i + 1 == self.matrices.len() { 1 } else { n };
-            let weight = product.weight();
+            let weight = product.weight().ok_or("blocks")?;
             let x = Tensor::f_ones([rows as i64, weight.size()[1]], kind)?;
             let _ = std::hint::black_box(x.f_linear(weight, None::<&Tensor>)?);
         }

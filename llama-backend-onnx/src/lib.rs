@@ -26,6 +26,9 @@
 //! `q2_K` | 1e-3 | 4 | 2e-1 | 1.5
 //! `q6_K` | 1e-3 | 4 | 2e-1 | 1.75
 //!
+//! On the files for which llama.cpp's distance from the same weights in f32 is known, this is 0.6 to 1.2 times as far, as chance has it: both
+//! round activations to 8 bits by blocks (`logits_golden.rs` of llama-core).
+//!
 //! Those are more bytes than a file has: the engine multiplies 4 and 8 bits only, keeps each scale in f32 and twice, and beside it a sum that it
 //! needs. While such a model is loaded, there is a second copy. Token embeddings are looked up where the checkpoint holds them, whatever their
 //! type.

@@ -28,7 +28,8 @@
 //!
 //! Readers deliver one form, whatever the file: Meta's tensor names, row-major `[out, in]`, interleaved RoPE pairs
 //! (2i, 2i + 1). See [`WeightSource`]. Elements are as the file stores them, quantised blocks included: an engine names the types
-//! that it takes in [`Capabilities::dtypes`], and is given a source that converts the others to f32 ([`quant`] does it).
+//! that it takes in [`Capabilities::dtypes`], and is given a source that converts the others to f32 ([`quant`] does it). Blocks that it takes
+//! it multiplies as [`LoadParams::computation`] says: exactly, or with activations that it may round to 8 bits.
 
 mod backend;
 mod batch;
