@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use half::f16;
 use llama_backend::Span;
 
-use super::dense::{Element, dots};
+use super::dense::{Element, dots, dots_by_four};
 use super::elementwise::Softmax;
 use super::rope::RopeTables;
 use super::simd::{Kernel, LANES, Simd};
@@ -262,22 +262,21 @@ fn tile<S: Simd, E: Element, const N: usize>(
     mut scores: [&mut [f32]; N],
 ) {
     let head_dim = queries[0].len();
-    let mut add = |t: usize, products: [f32; N]| {
-        scores.iter_mut().zip(products).for_each(|(scores, product)| scores[t] = product);
-    };
-    let fours = keys.chunks_exact(4 * head_dim);
-    let rest = fours.remainder();
+    let n = keys.len() / head_dim;
+    let key = |t: usize| &keys[t * head_dim..(t + 1) * head_dim];
     let mut t = 0;
-    for four in fours {
-        let key = |r: usize| &four[r * head_dim..(r + 1) * head_dim];
-        for products in dots(s, [key(0), key(1), key(2), key(3)], queries) {
-            add(t, products);
-            t += 1;
+    while t + 4 <= n {
+        let products = dots_by_four(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries);
+        for i in 0..N {
+            scores[i][t..t + 4].copy_from_slice(&products[i]);
         }
+        t += 4;
     }
-    for key in rest.chunks_exact(head_dim) {
-        let [products] = dots(s, [key], queries);
-        add(t, products);
+    while t < n {
+        let [products] = dots(s, [key(t)], queries);
+        for i in 0..N {
+            scores[i][t] = products[i];
+        }
         t += 1;
     }
 }

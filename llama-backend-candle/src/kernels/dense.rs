@@ -20,10 +20,13 @@ use super::Isa;
 
 /// Elements of a row whose products are one sum of lanes. Whole blocks of every type.
 pub(crate) const CHUNK: usize = 512;
+/// Weight rows that are read from memory at a time: enough to hide the latency of their sums, and half of what the first cache holds where
+/// rows are a power of two apart, as they often are.
+const STREAMS: usize = 4;
 /// Weight rows that are widened at a time: with their chunk, half of the first cache.
 const WIDE: usize = 8;
-/// Rows of activations at a time, which the second cache holds a chunk of.
-const MANY: usize = 96;
+/// Rows of activations at a time, of which the outer caches hold a chunk: weights are widened once for so many.
+const MANY: usize = 384;
 /// From here half weights are widened first.
 const WIDEN: usize = 6;
 /// Rows of activations that are multiplied at a time.
@@ -147,8 +150,8 @@ impl<E: Element> Kernel for Multiply<'_, '_, E> {
     fn run<S: Simd>(self, s: S) {
         let Self { weights, k, x, out } = self;
         if x.len() / k < WIDEN {
-            for (i, weights) in weights.chunks(WIDE * k).enumerate() {
-                few(s, weights, k, x, i * WIDE, out);
+            for (i, weights) in weights.chunks(STREAMS * k).enumerate() {
+                few(s, weights, k, x, i * STREAMS, out);
             }
         } else {
             many(s, Elements { weights, k }, weights.len() / k, k, x, out);
@@ -220,30 +223,26 @@ impl Wide for Blocks<'_> {
     }
 }
 
-/// At most [`WIDE`] weight rows times each row of `x`, as they are stored.
+/// At most [`STREAMS`] weight rows times each row of `x`, as they are stored.
 #[inline(always)]
 fn few<S: Simd, E: Element>(s: S, weights: &[E], k: usize, x: &[f32], column: usize, out: &mut Columns<'_>) {
-    let n = x.len() / k;
-    let row = |i: usize| &weights[i * k..(i + 1) * k];
-    for i in 0..n {
-        let x = &x[i * k..(i + 1) * k];
-        if weights.len() == WIDE * k {
-            // All rows at once: as many streams of loads keep memory busy where one does not.
-            let mut sums = [0.0; WIDE];
+    for (i, x) in x.chunks_exact(k).enumerate() {
+        if weights.len() == STREAMS * k {
+            let mut sums = [0.0; STREAMS];
             for from in (0..k).step_by(CHUNK) {
                 let part = from..k.min(from + CHUNK);
-                let mut rows = [&weights[..part.len()]; WIDE];
-                for r in 0..WIDE {
-                    rows[r] = &row(r)[part.clone()];
+                let mut rows = [&weights[..part.len()]; STREAMS];
+                for r in 0..STREAMS {
+                    rows[r] = &weights[r * k..][part.clone()];
                     // The same part of the next rows: as far ahead as memory needs, over the borders of rows and pages.
-                    let next = rows[r].as_ptr().wrapping_add(WIDE * k).cast::<u8>();
+                    let next = rows[r].as_ptr().wrapping_add(STREAMS * k).cast::<u8>();
                     for line in (0..part.len() * size_of::<E>()).step_by(64) {
                         s.prefetch(next.wrapping_add(line));
                     }
                 }
-                let added = dots(s, rows, [&x[part]]);
-                for r in 0..WIDE {
-                    sums[r] += added[r][0];
+                let [added] = dots_by_four(s, rows, [&x[part]]);
+                for r in 0..STREAMS {
+                    sums[r] += added[r];
                 }
             }
             out.write(i, column, &sums);
@@ -265,41 +264,45 @@ fn few<S: Simd, E: Element>(s: S, weights: &[E], k: usize, x: &[f32], column: us
 fn many<S: Simd>(s: S, weights: impl Wide, n_out: usize, k: usize, x: &[f32], out: &mut Columns<'_>) {
     let mut wide = [0.0; WIDE * CHUNK];
     let mut sums = [[0.0; WIDE]; MANY];
+    // A chunk of each row, side by side: rows that are a power of two apart would drive each other out of the caches.
+    let mut side_by_side = vec![0.0; MANY.min(x.len() / k) * CHUNK.min(k)];
     for (block, x) in x.chunks(MANY * k).enumerate() {
         let n = x.len() / k;
-        for first in (0..n_out).step_by(WIDE) {
-            let rows = first..n_out.min(first + WIDE);
-            sums[..n].fill([0.0; WIDE]);
-            for from in (0..k).step_by(CHUNK) {
-                let chunk = from..k.min(from + CHUNK);
-                let wide = &mut wide[..rows.len() * chunk.len()];
-                weights.widen(s, rows.clone(), &chunk, wide);
-                add_products(s, wide, chunk, k, x, &mut sums[..n]);
+        for from in (0..k).step_by(CHUNK) {
+            let chunk = from..k.min(from + CHUNK);
+            let side_by_side = &mut side_by_side[..n * chunk.len()];
+            for (to, x) in side_by_side.chunks_exact_mut(chunk.len()).zip(x.chunks_exact(k)) {
+                to.copy_from_slice(&x[chunk.clone()]);
             }
-            for (i, sums) in sums[..n].iter().enumerate() {
-                out.write(block * MANY + i, first, sums);
+            for first in (0..n_out).step_by(WIDE) {
+                let rows = first..n_out.min(first + WIDE);
+                let wide = &mut wide[..rows.len() * chunk.len()];
+                weights.widen(s, rows, &chunk, wide);
+                sums[..n].fill([0.0; WIDE]);
+                add_products(s, wide, chunk.len(), side_by_side, &mut sums[..n]);
+                for (i, sums) in sums[..n].iter().enumerate() {
+                    let row = block * MANY + i;
+                    if from == 0 {
+                        out.write(row, first, sums);
+                    } else {
+                        out.row(row, first, WIDE).iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    }
+                }
             }
         }
     }
 }
 
-/// `sums[i][r] += wide[r] · x[i][chunk]`, tile by tile.
+/// `sums[i][r] += wide[r] · x[i]`, tile by tile: rows of `len`.
 #[inline(always)]
-fn add_products<S: Simd>(
-    s: S,
-    wide: &[f32],
-    chunk: Range<usize>,
-    k: usize,
-    x: &[f32],
-    sums: &mut [[f32; WIDE]],
-) {
-    let x = |i: usize| &x[i * k..][chunk.clone()];
+fn add_products<S: Simd>(s: S, wide: &[f32], len: usize, x: &[f32], sums: &mut [[f32; WIDE]]) {
+    let x = |i: usize| &x[i * len..(i + 1) * len];
     for (t, sums) in sums.chunks_mut(TILE).enumerate() {
         let i = t * TILE;
         match sums {
-            [a, b, c] => tile(s, wide, chunk.len(), [x(i), x(i + 1), x(i + 2)], [a, b, c]),
-            [a, b] => tile(s, wide, chunk.len(), [x(i), x(i + 1)], [a, b]),
-            [a] => tile(s, wide, chunk.len(), [x(i)], [a]),
+            [a, b, c] => tile(s, wide, len, [x(i), x(i + 1), x(i + 2)], [a, b, c]),
+            [a, b] => tile(s, wide, len, [x(i), x(i + 1)], [a, b]),
+            [a] => tile(s, wide, len, [x(i)], [a]),
             _ => {}
         }
     }
@@ -317,10 +320,12 @@ fn tile<S: Simd, const N: usize>(
     let mut r = 0;
     while (r + 4) * len <= wide.len() {
         let row = |r: usize| &wide[r * len..(r + 1) * len];
-        let added = dots(s, [row(r), row(r + 1), row(r + 2), row(r + 3)], x);
+        let added = dots_by_four(s, [row(r), row(r + 1), row(r + 2), row(r + 3)], x);
         for i in 0..N {
-            for j in 0..4 {
-                sums[i][r + j] += added[j][i];
+            if let Some(sums) = sums[i][r..].first_chunk_mut::<4>() {
+                for j in 0..4 {
+                    sums[j] += added[i][j];
+                }
             }
         }
         r += 4;
@@ -343,10 +348,59 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
     weights: [&[E]; R],
     x: [&[f32]; N],
 ) -> [[f32; N]; R] {
-    let len = x[0].len();
-    let n_chunks = len / LANES;
+    let sums = lanes(s, weights, x);
+    let mut products = [[0.0; N]; R];
+    for r in 0..R {
+        for i in 0..N {
+            products[r][i] = s.sum(sums[r][i]) + tail(weights[r], x[i]);
+        }
+    }
+    products
+}
+
+/// The same for four weight rows, by rows of activations.
+#[inline(always)]
+pub(crate) fn dots_by_four<S: Simd, E: Element, const N: usize>(
+    s: S,
+    weights: [&[E]; 4],
+    x: [&[f32]; N],
+) -> [[f32; 4]; N] {
+    let sums = lanes(s, weights, x);
+    let mut products = [[0.0; 4]; N];
+    for i in 0..N {
+        products[i] = s.sum_four([sums[0][i], sums[1][i], sums[2][i], sums[3][i]]);
+    }
+    if !x[0].len().is_multiple_of(LANES) {
+        for i in 0..N {
+            for r in 0..4 {
+                products[i][r] += tail(weights[r], x[i]);
+            }
+        }
+    }
+    products
+}
+
+/// What is left behind the last whole vector.
+#[inline(always)]
+fn tail<E: Element>(weights: &[E], x: &[f32]) -> f32 {
+    let mut tail = 0.0;
+    for at in x.len() / LANES * LANES..x.len() {
+        tail += weights[at].widen() * x[at];
+    }
+    tail
+}
+
+/// The sums of products, lane by lane.
+#[inline(always)]
+fn lanes<S: Simd, E: Element, const R: usize, const N: usize>(
+    s: S,
+    weights: [&[E]; R],
+    x: [&[f32]; N],
+) -> [[S::V; N]; R] {
+    let n_chunks = x[0].len() / LANES;
     // All of one length: known to the compiler, so that the loop checks nothing.
-    let (mut w, mut y) = ([&weights[0].as_chunks::<LANES>().0[..n_chunks]; R], [&x[0].as_chunks::<LANES>().0[..n_chunks]; N]);
+    let mut w = [&weights[0].as_chunks::<LANES>().0[..n_chunks]; R];
+    let mut y = [&x[0].as_chunks::<LANES>().0[..n_chunks]; N];
     for r in 0..R {
         w[r] = &weights[r].as_chunks::<LANES>().0[..n_chunks];
     }
@@ -366,15 +420,5 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
             }
         }
     }
-    let mut products = [[0.0; N]; R];
-    for r in 0..R {
-        for i in 0..N {
-            let mut tail = 0.0;
-            for at in n_chunks * LANES..len {
-                tail += weights[r][at].widen() * x[i][at];
-            }
-            products[r][i] = s.sum(sums[r][i]) + tail;
-        }
-    }
-    products
+    sums
 }

@@ -45,7 +45,11 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     let n = x.len() / k;
     let all: usize = products.iter().map(|product| product.n_out).sum();
     // Enough tasks to even out a thread that is held up, and each large enough that taking it costs nothing.
-    let per_thread = if n * k * all < SERIAL_BELOW { 1 } else { TASKS };
+    let per_thread = match n {
+        _ if n * k * all < SERIAL_BELOW => 1,
+        0..MANY => TASKS,
+        _ => TASKS_OF_MANY,
+    };
     let width = all.div_ceil(per_thread * ctx.pool.n_threads()).next_multiple_of(quant::ROWS);
     let packed = |product: &Product<'_>| match product.weights {
         Weights::Packed(packed) => Some(packed.is_fine()),
@@ -88,3 +92,6 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
 
 /// Tasks of a thread.
 const TASKS: usize = 8;
+/// Tasks of a thread where each has so many rows of activations that it lasts: each brings them to its caches anew.
+const TASKS_OF_MANY: usize = 4;
+const MANY: usize = 64;

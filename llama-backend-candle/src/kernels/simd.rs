@@ -34,7 +34,7 @@ pub(crate) trait Simd: Copy + Debug {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Asks for a line of memory that will be read soon. The address need not be anybody's.
+    /// Asks for a line of memory that will be read soon, into the second cache. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
     /// To the nearest integer.
     fn round(self, v: Self::V) -> Self::V;
@@ -46,6 +46,12 @@ pub(crate) trait Simd: Copy + Debug {
     fn sum(self, v: Self::V) -> f32 {
         let l = self.to_array(v);
         ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    /// The lanes' sums of four vectors, each in the order of [`sum`](Self::sum).
+    #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
     }
 
     #[inline(always)]
@@ -280,6 +286,25 @@ pub(crate) mod x86 {
             }
         }
         #[inline(always)]
+        fn sum_four(self, [a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+            #[inline(always)]
+            fn halves(v: __m256) -> __m128 {
+                // SAFETY: called from below alone, where the processor has AVX.
+                unsafe { _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)) }
+            }
+            let (a, b, c, d) = (halves(a), halves(b), halves(c), halves(d));
+            let mut sums = [0.0; 4];
+            // SAFETY: see above the impl.
+            unsafe {
+                // a0 + a2, b0 + b2, a1 + a3, b1 + b3
+                let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+                let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+                let all = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+                _mm_storeu_ps(sums.as_mut_ptr(), all);
+            }
+            sums
+        }
+        #[inline(always)]
         fn add(self, a: Self::V, b: Self::V) -> Self::V {
             // SAFETY: see above the impl.
             unsafe { _mm256_add_ps(a, b) }
@@ -312,7 +337,7 @@ pub(crate) mod x86 {
         #[inline(always)]
         fn prefetch(self, line: *const u8) {
             // SAFETY: see above the impl; a prefetch of any address is no access.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
         }
         #[inline(always)]
         fn round(self, v: Self::V) -> Self::V {
