@@ -4,7 +4,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use llama_backend::{
-    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig, ModelSource,
+    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig,
+    ModelSource,
 };
 use llama_core::BackendKind;
 

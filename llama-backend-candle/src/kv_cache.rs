@@ -94,8 +94,13 @@ impl KvCache {
         n_slots: usize,
         device: &Device,
     ) -> Result<Self, BackendError> {
-        let zeros =
-            || Tensor::zeros((shape.n_kv_heads, shape.max_seq_len, shape.head_dim), candle_core::DType::F32, device);
+        let zeros = || {
+            Tensor::zeros(
+                (shape.n_kv_heads, shape.max_seq_len, shape.head_dim),
+                candle_core::DType::F32,
+                device,
+            )
+        };
         let slot = |_| {
             let (keys, values) = (zeros()?, zeros()?);
             Ok(SlotTensors { keys, values })

@@ -197,7 +197,9 @@ impl Linear {
                 }
                 Tensor::from_vec(out, shape, &candle_core::Device::Cpu)
             }
-            Weight::Host(_, Host::Packed(_)) => candle_core::bail!("rows of a matrix that was packed for products"),
+            Weight::Host(_, Host::Packed(_)) => {
+                candle_core::bail!("rows of a matrix that was packed for products")
+            }
             Weight::Tensor(weight) => {
                 let ids = ids.iter().map(|id| id.0).collect::<Vec<_>>();
                 let ids = Tensor::new(ids, weight.device())?;

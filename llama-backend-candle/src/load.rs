@@ -14,6 +14,7 @@ use llama_backend::{
 use crate::attention::Attention;
 use crate::kernels::Context;
 use crate::kernels::attention::Shape;
+use crate::kernels::quant::Packed;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
 use crate::linear::{Linear, Use, vector};
@@ -48,7 +49,12 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
         }
         _ => 0,
     };
-    MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, blocks]))
+    let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, blocks]));
+    match params.computation {
+        // The packed forms of some types are a little larger than their blocks.
+        Computation::Fast => MemoryPlan { weights: Packed::enlarged(dtype, plan.weights), ..plan },
+        _ => plan,
+    }
 }
 
 /// Loads a model to where it will run.
@@ -84,13 +90,7 @@ pub(crate) fn load(
     };
     let reader = Reader { source, ops: &ops, computation: params.computation };
     let transformer = reader.transformer(&config, attention)?;
-    Ok(CandleModel {
-        slots: Slots::new(&config, params),
-        params: params.clone(),
-        config,
-        transformer,
-        cache,
-    })
+    Ok(CandleModel { slots: Slots::new(&config, params), params: params.clone(), config, transformer, cache })
 }
 
 fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {

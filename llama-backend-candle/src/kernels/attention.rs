@@ -259,7 +259,7 @@ fn tile<S: Simd, E: Element, const N: usize>(
     s: S,
     keys: &[E],
     queries: [&[f32]; N],
-    mut scores: [&mut [f32]; N],
+    scores: [&mut [f32]; N],
 ) {
     let head_dim = queries[0].len();
     let n = keys.len() / head_dim;

@@ -14,9 +14,9 @@ use half::{bf16, f16};
 use llama_backend::DType;
 use llama_backend::quant::dequantize;
 
+use super::Isa;
 use super::columns::Columns;
 use super::simd::{Kernel, LANES, Simd};
-use super::Isa;
 
 /// Elements of a row whose products are one sum of lanes. Whole blocks of every type.
 pub(crate) const CHUNK: usize = 512;

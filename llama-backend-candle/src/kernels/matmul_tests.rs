@@ -94,8 +94,17 @@ fn product(ctx: &Context, weights: Weights<'_>, [n_out, k]: [usize; 2], x: &[f32
 }
 
 /// Sizes below, at and above every tile, chunk and border: rows of activations, rows of weights, whole blocks of 256.
-const SIZES: &[[usize; 3]] =
-    &[[1, 1, 1], [1, 172, 1], [2, 5, 2], [3, 16, 3], [5, 17, 1], [6, 8, 2], [7, 33, 5], [65, 31, 3], [97, 50, 2]];
+const SIZES: &[[usize; 3]] = &[
+    [1, 1, 1],
+    [1, 172, 1],
+    [2, 5, 2],
+    [3, 16, 3],
+    [5, 17, 1],
+    [6, 8, 2],
+    [7, 33, 5],
+    [65, 31, 3],
+    [97, 50, 2],
+];
 
 #[test]
 fn stored_weights_make_the_naive_product() {
@@ -209,7 +218,8 @@ fn a_row_is_the_same_to_the_bit_in_any_chunking_and_on_any_threads() {
 fn matrices_together_make_what_they_make_alone() {
     for isa in Isa::all() {
         let ctx = Context::new(isa, 2).unwrap();
-        let (first, second) = (Matrix::random(DType::Q6_K, 40, 512, 7), Matrix::random(DType::F16, 19, 512, 8));
+        let (first, second) =
+            (Matrix::random(DType::Q6_K, 40, 512, 7), Matrix::random(DType::F16, 19, 512, 8));
         let packed = first.pack(&ctx);
         let x = random(9 * 512, 9);
         let (mut a, mut b) = (vec![0.0; 9 * 40], vec![0.0; 9 * 19]);

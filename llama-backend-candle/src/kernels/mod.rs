@@ -7,6 +7,11 @@
 //!
 //! Shapes: `n` rows of activations, `k` columns; a weight matrix is `[n_out, k]`, row-major, as it is stored.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a loop over a constant range becomes straight code, which iterators over arrays of vectors do not always"
+)]
+
 pub(crate) mod attention;
 pub(crate) mod columns;
 pub(crate) mod dense;

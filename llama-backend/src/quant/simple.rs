@@ -7,8 +7,7 @@ use super::half_at;
 const LEN: usize = 32;
 
 /// What the 4 bits of the `iq4` types stand for.
-pub const UNEVEN: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Reads the 4-bit elements in the last 16 bytes of a block, each by its place.
 fn nibbles<const BYTES: usize>(block: &[u8; BYTES], out: &mut [f32; LEN], value: impl Fn(usize, u8) -> f32) {

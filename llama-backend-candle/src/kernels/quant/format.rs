@@ -170,7 +170,7 @@ fn put_bits(unit: &mut [u8], place: usize, row: usize, bits: &[u8]) {
 }
 
 /// The rows that are there.
-fn rows<'a>(blocks: [&'a [u8]; ROWS]) -> impl Iterator<Item = (usize, &'a [u8])> {
+fn rows(blocks: [&[u8]; ROWS]) -> impl Iterator<Item = (usize, &[u8])> {
     blocks.into_iter().enumerate().filter(|(_, block)| !block.is_empty())
 }
 

@@ -88,6 +88,12 @@ impl Packed {
         Ok(Self { dtype, k, fine, panel, data })
     }
 
+    /// What so many bytes of blocks take when they are packed; of other types nothing is packed.
+    pub(crate) fn enlarged(dtype: DType, bytes: u64) -> u64 {
+        let (unit, blocks) = with_format!(dtype, |F| (F::UNIT, ROWS * F::BLOCKS * F::BLOCK), else (1, 1));
+        u64::try_from(u128::from(bytes) * unit as u128 / blocks as u128).unwrap_or(u64::MAX)
+    }
+
     /// Whether its activations are to be fine: see [`quantize`].
     pub(crate) fn is_fine(&self) -> bool {
         self.fine
