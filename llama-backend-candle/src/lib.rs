@@ -106,7 +106,7 @@ impl Backend for CandleBackend {
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
-        load::plan(config, dtype, params)
+        load::plan(&self.place, config, dtype, params)
     }
 
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {

@@ -47,7 +47,7 @@ pub(crate) enum Use {
     Rows,
     /// It is multiplied, its blocks in this way.
     Products(Computation),
-    /// The same, with activations of 16 bits where those of others have 8.
+    /// The same, with activations of 16 bits where those of others have 8: for the output, whose errors are those of the logits.
     FineProducts(Computation),
 }
 

@@ -14,6 +14,7 @@ use llama_backend::{
 use crate::attention::Attention;
 use crate::kernels::Context;
 use crate::kernels::attention::Shape;
+use crate::kernels::dense::{CHUNK, MANY};
 use crate::kernels::quant::Packed;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
@@ -23,7 +24,10 @@ use crate::ops::Ops;
 use crate::{DTYPES, NAME, Place, engine, tensors};
 
 /// The bytes of a model of this shape.
-pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
+    // A device is given blocks in f32.
+    let on_host = matches!(place, Place::Host(_));
+    let dtype = if on_host || !dtype.is_quantized() { dtype } else { DType::F32 };
     let product = |sizes: &[usize]| {
         let sizes = sizes.iter().map(|&size| size as u128);
         sizes.fold(1, u128::saturating_mul)
@@ -42,14 +46,18 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let rope = product(&[params.max_seq_len, head_dim]);
     let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
-    // Activations in bytes: 64 bytes for 32, twice for those that are fine.
-    let blocks = match (params.computation, dtype.is_quantized()) {
+    // Activations in bytes: 64 bytes for 32; twice for the output's, which are fine.
+    let products = match (params.computation, dtype.is_quantized()) {
         (Computation::Fast, true) => {
-            q_dim.max(product(&[2, dim.max(ffn_dim)])).saturating_mul(params.max_batch_tokens as u128) / 2
+            let widest = q_dim.max(product(&[2, dim])).max(ffn_dim as u128);
+            widest.saturating_mul(params.max_batch_tokens as u128) / 2
         }
-        _ => 0,
+        _ if on_host => product(&[params.max_batch_tokens.min(MANY), CHUNK, params.n_threads()]),
+        // A matrix at a time is widened as a whole.
+        _ if dtype == DType::F32 => 0,
+        _ => product(&[dim.max(ffn_dim).max(config.vocab_size), dim]),
     };
-    let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, blocks]));
+    let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, products]));
     match params.computation {
         // The packed forms of some types are a little larger than their blocks.
         Computation::Fast => MemoryPlan { weights: Packed::enlarged(dtype, plan.weights), ..plan },
@@ -66,7 +74,7 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
-    plan(&config, DType::F32, params).check()?;
+    plan(place, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
     let shape = shape(&config, params);
@@ -133,7 +141,7 @@ impl Reader<'_> {
             tok_embeddings: self.matrix("tok_embeddings.weight", [vocab_size, dim], Use::Rows)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
             norm: self.norm("norm.weight")?,
-            output: self.fine("output.weight", vocab_size, dim)?,
+            output: self.matrix("output.weight", [vocab_size, dim], Use::FineProducts(self.computation))?,
             norm_eps: config.norm_eps,
             attention,
             ops: self.ops.clone(),
@@ -143,12 +151,6 @@ impl Reader<'_> {
     /// A matrix that is multiplied.
     fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
         self.matrix(name, [n_out, n_in], Use::Products(self.computation))
-    }
-
-    /// A matrix where rounding activations costs most: what the feed-forward network makes is of very different sizes, and what the output
-    /// makes are the logits themselves.
-    fn fine(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
-        self.matrix(name, [n_out, n_in], Use::FineProducts(self.computation))
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], used: Use) -> Result<Linear, BackendError> {

@@ -158,7 +158,7 @@ pub(crate) fn attend<E: Kept>(
                 block_attention(ctx, shape, block, (queries, keys, values), scores, part);
             });
         };
-        if work * n_kv_heads * group < SERIAL_BELOW {
+        if work.saturating_mul(n_kv_heads * group) < SERIAL_BELOW {
             tasks.into_iter().for_each(|(block, head, part)| task(block, head, part));
         } else {
             // The last blocks see the most positions: first, so that no thread is left with a long one at the end.
@@ -175,7 +175,8 @@ pub(crate) fn attend<E: Kept>(
         attend(out); // a block of one token is that token's row already
         return;
     }
-    ctx.scratch.with(out.len(), |staged| {
+    // Not of the tasks' scratch: lent in any order, each of those buffers would grow to this size.
+    ctx.staged.with(out.len(), |staged| {
         attend(staged);
         // [block, head, token] to [block, token, head].
         let width = n_kv_heads * group;
@@ -219,7 +220,7 @@ fn block_attention<E: Kept>(
         let valid = block.start_pos + i / shape.n_rep + 1; // a token sees itself and what came before
         ctx.isa.run(Softmax { row, valid, scale });
     }
-    ctx.isa.run(Mix { probs: scores, values, head_dim, out });
+    ctx.isa.run(Mix { probs: scores, values, head_dim, start_pos: block.start_pos, n_rep: shape.n_rep, out });
 }
 
 /// `scores[i, t] = queries[i] · keys[t]`.
@@ -281,11 +282,15 @@ fn tile<S: Simd, E: Element, const N: usize>(
     }
 }
 
-/// `out[i] = Σ probs[i, t] · values[t]`.
+/// `out[i] = Σ probs[i, t] · values[t]`, over the positions that row `i` sees and no others: what a later token left in the cache, be it
+/// NaN, is nothing to it.
 struct Mix<'a, E> {
     probs: &'a [f32],
     values: &'a [E],
     head_dim: usize,
+    /// Of the first token, which the first `n_rep` rows are of.
+    start_pos: usize,
+    n_rep: usize,
     out: &'a mut [f32],
 }
 
@@ -294,20 +299,35 @@ impl<E: Element> Kernel for Mix<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { probs, values, head_dim, out } = self;
+        let Self { probs, values, head_dim, start_pos, n_rep, out } = self;
         let len = values.len() / head_dim;
         out.fill(0.0);
         for (b, values) in values.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
-            let these = b * BLOCK_POSITIONS..b * BLOCK_POSITIONS + values.len() / head_dim;
+            let from = b * BLOCK_POSITIONS;
+            let n = values.len() / head_dim;
+            // The positions of this block that a row sees.
+            let seen = |row: usize| (start_pos + row / n_rep + 1).saturating_sub(from).min(n);
             let probs = probs.chunks(2 * len);
-            for (probs, out) in probs.zip(out.chunks_mut(2 * head_dim)) {
-                let p = |i: usize| &probs[i * len..][these.clone()];
+            for (i, (probs, out)) in probs.zip(out.chunks_mut(2 * head_dim)).enumerate() {
+                let p = |i: usize| &probs[i * len + from..][..n];
+                let both = seen(2 * i);
                 match out.len() / head_dim {
                     2 => {
                         let (first, second) = out.split_at_mut(head_dim);
-                        add_values(s, [p(0), p(1)], values, [first, second]);
+                        let alone = both..seen(2 * i + 1); // the second row may be of a later token
+                        let values_of =
+                            |t: std::ops::Range<usize>| &values[t.start * head_dim..t.end * head_dim];
+                        add_values(
+                            s,
+                            [&p(0)[..both], &p(1)[..both]],
+                            values_of(0..both),
+                            [first, &mut *second],
+                        );
+                        if !alone.is_empty() {
+                            add_values(s, [&p(1)[alone.clone()]], values_of(alone), [second]);
+                        }
                     }
-                    _ => add_values(s, [p(0)], values, [out]),
+                    _ => add_values(s, [&p(0)[..both]], &values[..both * head_dim], [out]),
                 }
             }
         }
@@ -378,6 +398,70 @@ fn add_strip<S: Simd, E: Element, const N: usize, const W: usize>(
     for (out, sums) in out.into_iter().zip(sums) {
         for (out, sum) in out.iter_mut().zip(sums) {
             s.store(sum, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Isa;
+    use crate::test_util::random;
+
+    const LEN: usize = 70;
+
+    /// One sequence, in chunks of so many tokens: what attention makes of it.
+    fn in_chunks(isa: Isa, shape: &Shape, of: usize, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
+        let ctx = Context::new(isa, 2).unwrap();
+        let rope = RopeTables::new(shape.max_seq_len, shape.head_dim, 10000.0).unwrap();
+        let kv_dim = shape.n_kv_heads * shape.head_dim;
+        let q_dim = kv_dim * shape.n_rep;
+        let zeros = vec![0.0f32; shape.n_kv_heads * shape.head_len()];
+        let (mut keys, mut values, mut out) = (zeros.clone(), zeros, Vec::new());
+        for from in (0..LEN).step_by(of) {
+            let to = LEN.min(from + of);
+            let span = [Span { slot: 0, first_row: 0, start_pos: from, n_tokens: to - from }];
+            let (k, v) = (&k[from * kv_dim..to * kv_dim], &v[from * kv_dim..to * kv_dim]);
+            store(&ctx, shape, &rope, &span, (k, v), (&mut keys, &mut values));
+            let q = &q[from * q_dim..to * q_dim];
+            let mut part = vec![f32::NAN; q.len()];
+            attend(&ctx, shape, &rope, &span, q, (&keys, &values), &mut part);
+            out.extend(part);
+        }
+        out
+    }
+
+    #[test]
+    fn a_token_is_the_same_to_the_bit_in_any_chunk_whatever_comes_after_it() {
+        for isa in Isa::all() {
+            for (n_kv_heads, n_rep, head_dim) in [(1, 1, 4), (2, 4, 64), (3, 1, 40), (1, 3, 34)] {
+                let shape = Shape { n_kv_heads, n_rep, head_dim, max_seq_len: 80 };
+                let kv_dim = n_kv_heads * head_dim;
+                let (q, k) = (random(LEN * kv_dim * n_rep, 1), random(LEN * kv_dim, 2));
+                let mut v = random(LEN * kv_dim, 3);
+                let expected = in_chunks(isa, &shape, 1, [&q, &k, &v]);
+                for of in [2, 7, 33, LEN] {
+                    assert!(expected == in_chunks(isa, &shape, of, [&q, &k, &v]), "{isa:?} {shape:?} {of}");
+                }
+                // The last token's values are not finite: no other token knows.
+                v[(LEN - 1) * kv_dim..].fill(f32::INFINITY);
+                let found = in_chunks(isa, &shape, LEN, [&q, &k, &v]);
+                let before = (LEN - 1) * kv_dim * n_rep;
+                assert!(expected[..before] == found[..before], "{isa:?} {shape:?}: a token saw a later one");
+                assert!(found[before..].iter().all(|x| !x.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_not_hidden() {
+        for isa in Isa::all() {
+            let shape = Shape { n_kv_heads: 1, n_rep: 2, head_dim: 16, max_seq_len: 80 };
+            let (q, mut k, v) = (random(LEN * 32, 1), random(LEN * 16, 2), random(LEN * 16, 3));
+            k[5 * 16..6 * 16].fill(f32::NAN);
+            let found = in_chunks(isa, &shape, LEN, [&q, &k, &v]);
+            assert!(found[..5 * 32].iter().all(|x| x.is_finite()), "{isa:?}");
+            assert!(found[5 * 32..].iter().all(|x| x.is_nan()), "{isa:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ impl<'a> Columns<'a> {
         })
     }
 
-    /// The columns from `from` to `to` of a row, as far as there are such.
+    /// `len` columns of a row from `from` on, as far as there are such.
     pub(crate) fn row(&mut self, row: usize, from: usize, len: usize) -> &mut [f32] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let from = from.min(self.width);

@@ -3,8 +3,9 @@
 //! Both sides lie along their rows, so that a product is a dot product: eight lanes run along `k`, and are added at the end of each
 //! [`CHUNK`]. A tile of several weight rows and several rows of `x` loads each vector once for all of them.
 //!
-//! Half weights of few rows are widened in registers as memory brings them. For more rows, and for blocks always, a few weight rows are
-//! widened chunk by chunk into a scratch that stays in the first cache, so that no f32 copy of a matrix ever exists.
+//! For few rows of activations weights are widened in registers as memory brings them. For more, and for blocks always, a few weight rows
+//! are brought chunk by chunk into a scratch that stays in the first cache (f32 is copied, so that it lies side by side), and no f32 copy of
+//! a matrix ever exists.
 //!
 //! Shapes: `x: [n, k]`, `weights: [n_out, k]`, `out: [n, n_out]`.
 
@@ -26,8 +27,8 @@ const STREAMS: usize = 4;
 /// Weight rows that are widened at a time: with their chunk, half of the first cache.
 const WIDE: usize = 8;
 /// Rows of activations at a time, of which the outer caches hold a chunk: weights are widened once for so many.
-const MANY: usize = 384;
-/// From here half weights are widened first.
+pub(crate) const MANY: usize = 384;
+/// Rows of activations from which weights are brought into the scratch first.
 const WIDEN: usize = 6;
 /// Rows of activations that are multiplied at a time.
 const TILE: usize = 3;
@@ -103,7 +104,7 @@ pub(crate) fn multiply(
         Rows::F16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
         Rows::BF16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
         Rows::Blocks(dtype, bytes) => {
-            let row = bytes.len() / (bytes.len() / dtype.size() * dtype.block_len() / k).max(1);
+            let row = k / dtype.block_len() * dtype.size();
             let bytes = &bytes[which.start * row..which.end * row];
             isa.run(MultiplyBlocks { dtype, bytes, row, k, x, out });
         }
@@ -352,7 +353,10 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
     let mut products = [[0.0; N]; R];
     for r in 0..R {
         for i in 0..N {
-            products[r][i] = s.sum(sums[r][i]) + tail(weights[r], x[i]);
+            products[r][i] = s.sum(sums[r][i]);
+            if !x[i].len().is_multiple_of(LANES) {
+                products[r][i] += tail(weights[r], x[i]);
+            }
         }
     }
     products

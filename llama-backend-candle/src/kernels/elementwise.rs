@@ -104,7 +104,7 @@ fn swiglu<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
     s.mul(s.div(gate, denominator), up)
 }
 
-/// `softmax(scale · row[..valid])` in place; 0 from `valid` on. `valid` is at least 1.
+/// `softmax(scale · row[..valid])` in place; what lies behind is left as it is. `valid` is at least 1.
 pub(crate) struct Softmax<'a> {
     pub(crate) row: &'a mut [f32],
     pub(crate) valid: usize,
@@ -116,8 +116,7 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (row, masked) = self.row.split_at_mut(self.valid);
-        masked.fill(0.0);
+        let row = &mut self.row[..self.valid];
         // The scale is positive, so that the largest score stays the largest.
         let (chunks, rest) = row.as_chunks_mut::<LANES>();
         let mut max = s.splat(f32::NEG_INFINITY);

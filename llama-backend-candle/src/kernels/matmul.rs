@@ -44,9 +44,10 @@ struct Task<'a> {
 pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'_>>) {
     let n = x.len() / k;
     let all: usize = products.iter().map(|product| product.n_out).sum();
+    let serial = n.saturating_mul(k).saturating_mul(all) < SERIAL_BELOW;
     // Enough tasks to even out a thread that is held up, and each large enough that taking it costs nothing.
     let per_thread = match n {
-        _ if n * k * all < SERIAL_BELOW => 1,
+        _ if serial => 1,
         0..MANY => TASKS,
         _ => TASKS_OF_MANY,
     };
@@ -55,7 +56,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         Weights::Packed(packed) => Some(packed.is_fine()),
         Weights::Dense(_) => None,
     };
-    // One kind for all that share the activations: the finer.
+    // One kind for all that share the activations: a matrix beside a finer one is computed as that is. A model never mixes them.
     let fine = products.iter().filter_map(packed).max();
 
     let mut tasks = Vec::new();
@@ -77,7 +78,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
                 }
             }
         };
-        if n * k * all < SERIAL_BELOW {
+        if serial {
             (0..tasks.len()).for_each(task);
         } else {
             ctx.pool.run(tasks.len(), task);

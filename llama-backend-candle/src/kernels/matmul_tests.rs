@@ -11,6 +11,18 @@ use super::quant::activations::{Block, LEN};
 use super::{Context, Isa};
 use crate::test_util::{close, random};
 
+/// Where a block has its f16s.
+fn places(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => &[],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+        _ => &[0],
+    }
+}
+
 /// A matrix in some type, and what its elements are.
 struct Matrix {
     dtype: DType,
@@ -26,15 +38,6 @@ impl Matrix {
         let noise = random(n, seed);
         let mut bytes: Vec<u8> = noise.iter().map(|x| (x.abs() * 65536.0) as u32 as u8).collect();
         let small = |i: usize| f16::from_f32(noise[i] * 0.01).to_le_bytes();
-        // Where a block has its f16s.
-        let places: &[usize] = match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => &[],
-            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
-            DType::Q2_K => &[80, 82],
-            DType::Q3_K => &[108],
-            DType::Q6_K => &[208],
-            _ => &[0],
-        };
         match dtype {
             DType::F32 => {
                 bytes = random(n / 4, seed).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -47,7 +50,7 @@ impl Matrix {
             }
             _ => {
                 for (i, block) in bytes.chunks_exact_mut(dtype.size()).enumerate() {
-                    for &place in places {
+                    for &place in places(dtype) {
                         block[place..place + 2].copy_from_slice(&small(i));
                     }
                 }
@@ -93,9 +96,11 @@ fn product(ctx: &Context, weights: Weights<'_>, [n_out, k]: [usize; 2], x: &[f32
     out
 }
 
-/// Sizes below, at and above every tile, chunk and border: rows of activations, rows of weights, whole blocks of 256.
+/// Sizes below, at and above every tile, chunk and border: rows of activations, rows of weights, whole blocks of 256 (of 211 elements for
+/// plain types).
 const SIZES: &[[usize; 3]] = &[
     [1, 1, 1],
+    [385, 9, 3],
     [1, 172, 1],
     [2, 5, 2],
     [3, 16, 3],
@@ -163,6 +168,37 @@ fn fine_activations_make_the_naive_product_itself() {
                     // 16 bits: half a step of 1 / 127².
                     let near = (found[i] - expected[i]).abs() <= 4e-5 * magnitude[i] + 1e-5;
                     assert!(near, "{isa:?} {dtype} {n} {n_out} {blocks}: {} for {}", found[i], expected[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_elements_do_not_overflow() {
+    for &dtype in DType::ALL.iter().filter(|dtype| dtype.is_quantized()) {
+        for sign in [1.0, -1.0] {
+            let mut matrix = Matrix::random(dtype, 17, 512, 10);
+            // Every element all ones, or all zeros: the largest that the type has, of either sign. The scales stay.
+            for fill in [0xff, 0x80, 0x00] {
+                let scales = matrix.bytes.clone();
+                let len = dtype.size();
+                for (block, was) in matrix.bytes.chunks_exact_mut(len).zip(scales.chunks_exact(len)) {
+                    block.fill(fill);
+                    for &place in places(dtype) {
+                        block[place..place + 2].copy_from_slice(&was[place..place + 2]);
+                    }
+                }
+                dequantize(dtype, &matrix.bytes, &mut matrix.numbers).unwrap();
+                let x = vec![sign; 512];
+                let (expected, magnitude) = matrix.naive(&x);
+                for isa in Isa::all() {
+                    let ctx = Context::new(isa, 1).unwrap();
+                    let found = product(&ctx, Weights::Packed(&matrix.pack(&ctx)), matrix.shape, &x);
+                    for i in 0..found.len() {
+                        let near = (found[i] - expected[i]).abs() <= 4e-6 * magnitude[i] + 1e-5;
+                        assert!(near, "{isa:?} {dtype} {fill:#x}: {} for {}", found[i], expected[i]);
+                    }
                 }
             }
         }

@@ -40,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
     pub(crate) scratch: Scratch<f32>,
+    /// What attention makes, head by head.
+    pub(crate) staged: Scratch<f32>,
     /// Activations of 8 bits.
     pub(crate) blocks: Scratch<Block>,
 }
@@ -47,8 +49,8 @@ pub(crate) struct Context {
 impl Context {
     /// Fails where the system has no threads left.
     pub(crate) fn new(isa: Isa, n_threads: usize) -> io::Result<Self> {
-        let (scratch, blocks) = (Scratch::new(0.0), Scratch::new(Block::EMPTY));
-        Ok(Self { isa, pool: Pool::new(n_threads)?, scratch, blocks })
+        let (scratch, staged, blocks) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(Block::EMPTY));
+        Ok(Self { isa, pool: Pool::new(n_threads)?, scratch, staged, blocks })
     }
 }
 
@@ -69,6 +71,7 @@ impl<T: Copy> Scratch<T> {
     pub(crate) fn with<R>(&self, len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
         let mut buffer = self.free().pop().unwrap_or_default();
         if buffer.len() < len {
+            buffer.reserve_exact(len - buffer.len()); // not twice as much
             buffer.resize(len, self.empty);
         }
         let result = f(&mut buffer[..len]);

@@ -4,15 +4,15 @@
 //! moment, and then sleeps. Nobody waits for a *thread*, only for tasks that somebody took: where another process has a core, the
 //! thread that was to run there takes no tasks, and the others take them all.
 //!
-//! The caller is one of the threads. There is one word of state, so that taking a task and knowing of which step it is are one
-//! operation: a thread that comes late finds nothing to take, and never sees a step that has ended.
+//! The caller is one of the threads. What a thread takes is a number counted down; only who has taken one reads the step's job, so that
+//! a thread that comes late finds nothing to take, or a task of the step that is under way.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -34,12 +34,11 @@ pub(crate) struct Pool {
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 struct Shared {
-    /// The step in the upper half, and how many of its tasks nobody has taken in the lower.
-    state: AtomicU64,
+    /// The tasks of the step that nobody has taken.
+    left: AtomicUsize,
     /// The tasks of the step that are done.
     done: AtomicUsize,
-    /// The step's task and the caller's thread: written between steps, read by those that took a task.
-    job: UnsafeCell<Option<Job>>,
+    job: JobCell,
     /// Workers that sleep, or are about to.
     sleeping: AtomicUsize,
     wake: Mutex<bool>,
@@ -48,29 +47,32 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-#[derive(Clone)]
 struct Job {
     task: *const Task<'static>,
     n_tasks: usize,
     caller: Thread,
 }
 
-// SAFETY: all but `job` is `Sync` of itself. `job` is written by the holder of `Pool::caller` while no task is taken or left to take
-// (`run_all` returns after the last is done), and read by a thread only while a task that it took is not done. The write happens
-// before the store that offers the tasks, which happens before taking one; being done happens before the next write.
+/// The step's task and the caller's thread: written between steps, read by those that took a task.
+struct JobCell(UnsafeCell<Option<Job>>);
+
+// SAFETY: it is written by the holder of `Pool::caller` while no task is taken or left to take (`run_all` returns after the last is
+// done), and read by a thread only while a task that it took is not done. The write happens before the store that offers the tasks,
+// which happens before taking one; being done happens before the next write.
 #[allow(unsafe_code)]
-unsafe impl Sync for Shared {}
-// SAFETY: `Job`'s pointer is what keeps it from being `Send`; the task behind it is `Sync`.
+unsafe impl Sync for JobCell {}
+// SAFETY: the pointer in it is what keeps it from being `Send`. It is followed under the rule above alone, to a task that is `Sync`, and
+// may be dropped anywhere.
 #[allow(unsafe_code)]
-unsafe impl Send for Shared {}
+unsafe impl Send for JobCell {}
 
 impl Pool {
     /// `n_threads` threads, the caller's included.
     pub(crate) fn new(n_threads: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
+            left: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
-            job: UnsafeCell::new(None),
+            job: JobCell(UnsafeCell::new(None)),
             sleeping: AtomicUsize::new(0),
             wake: Mutex::new(false),
             awake: Condvar::new(),
@@ -145,16 +147,13 @@ impl Shared {
         // return before that: it waits below, and nothing until there unwinds.
         #[allow(unsafe_code)]
         let task: *const Task<'static> = unsafe { std::mem::transmute(task) };
-        let left = u32::try_from(n_tasks).unwrap_or(u32::MAX);
-        let n_tasks = left as usize;
         self.done.store(0, Ordering::Relaxed);
         // SAFETY: no task is taken and none is left to take, so that nobody reads (see `Sync` above).
         #[allow(unsafe_code)]
         unsafe {
-            *self.job.get() = Some(Job { task, n_tasks, caller: thread::current() });
+            *self.job.0.get() = Some(Job { task, n_tasks, caller: thread::current() });
         }
-        let step = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        self.state.store(step << 32 | u64::from(left), Ordering::SeqCst);
+        self.left.store(n_tasks, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) > 0 {
             drop(lock(&self.wake)); // a worker between its last look and its sleep is let through
             self.awake.notify_all();
@@ -173,19 +172,20 @@ impl Shared {
 
     /// Takes a task and runs it; false where none is left.
     fn take(&self) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
+        let mut left = self.left.load(Ordering::Acquire);
         let number = loop {
-            if state as u32 == 0 {
+            if left == 0 {
                 return false;
             }
-            match self.state.compare_exchange_weak(state, state - 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break (state as u32 - 1) as usize,
-                Err(now) => state = now,
+            match self.left.compare_exchange_weak(left, left - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break left - 1,
+                Err(now) => left = now,
             }
         };
         // SAFETY: this thread has taken a task that is not done, so that nobody writes (see `Sync` above).
         #[allow(unsafe_code)]
-        let job = unsafe { &*self.job.get() };
+        let job = unsafe { &*self.job.0.get() };
+        // Never none: tasks are offered after it is written.
         let Some(Job { task, n_tasks, caller }) = job else { return false };
         let (n_tasks, caller) = (*n_tasks, caller.clone());
         // SAFETY: `run_all` keeps the task alive until this one is done.
@@ -193,7 +193,11 @@ impl Shared {
         let task = unsafe { &**task };
         // From the first on: parts of memory that lie behind each other are taken in that order.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(n_tasks - 1 - number))) {
-            lock(&self.panic).get_or_insert(panic);
+            let mut first = lock(&self.panic);
+            match &*first {
+                None => *first = Some(panic),
+                Some(_) => std::mem::forget(panic), // dropping it may panic, and nothing here may unwind
+            }
         }
         if self.done.fetch_add(1, Ordering::AcqRel) + 1 == n_tasks {
             caller.unpark();
@@ -203,7 +207,7 @@ impl Shared {
 
     /// A worker's life.
     fn work(&self) {
-        let offered = || self.state.load(Ordering::Acquire) as u32 != 0;
+        let offered = || self.left.load(Ordering::Acquire) != 0;
         loop {
             while self.take() {}
             if spin(offered) {
@@ -211,7 +215,7 @@ impl Shared {
             }
             let mut end = lock(&self.wake);
             self.sleeping.fetch_add(1, Ordering::SeqCst);
-            while !*end && self.state.load(Ordering::SeqCst) as u32 == 0 {
+            while !*end && self.left.load(Ordering::SeqCst) == 0 {
                 end = self.awake.wait(end).unwrap_or_else(PoisonError::into_inner);
             }
             self.sleeping.fetch_sub(1, Ordering::SeqCst);
@@ -306,8 +310,8 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_leaves_the_pool_whole() {
         let pool = Pool::new(2).unwrap();
-        for guilty in [0, 3, 7] {
-            let run = || pool.run(8, |i| assert_ne!(i, guilty, "a task's panic"));
+        for guilty in [&[0][..], &[3], &[7], &[1, 5, 6]] {
+            let run = || pool.run(8, |i| assert!(!guilty.contains(&i), "a task's panic"));
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
             let sum = AtomicUsize::new(0);
             pool.run(8, |i| {

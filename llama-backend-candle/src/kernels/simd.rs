@@ -30,7 +30,9 @@ pub(crate) trait Simd: Copy + Debug {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -61,7 +63,7 @@ pub(crate) trait Simd: Copy + Debug {
         lanes
     }
 
-    /// `e^x` to within 4e-7 of itself: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Flushes to 0 below -87.
+    /// `e^x` to within 4e-7 of itself: `2^n · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Below -87 it stays at `e^-87`, above 88 at `e^88`; NaN stays NaN.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         // ln 2 in two parts: n times the first is exact, so that r keeps its bits.
@@ -69,8 +71,8 @@ pub(crate) trait Simd: Copy + Debug {
         const LN2_LOW: f32 = -2.121_944_4e-4;
         // Taylor's coefficients from 1/6! down: at |r| ≤ 0.347 the next term is below 2^-23.
         const TERMS: [f32; 6] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0];
-        let x = self.min(x, self.splat(88.0));
-        let x = self.max(x, self.splat(-87.0));
+        let x = self.min(self.splat(88.0), x);
+        let x = self.max(self.splat(-87.0), x);
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.mul_add(n, self.splat(-LN2_HIGH), x);
         let r = self.mul_add(n, self.splat(-LN2_LOW), r);
@@ -132,7 +134,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni(vnni) => vnni.avx2.run(kernel),
+            Self::Vnni(vnni) => vnni.avx2().run(kernel),
         }
     }
 
@@ -190,11 +192,11 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| a[i].max(b[i]))
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| a[i].min(b[i]))
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -378,6 +380,7 @@ mod tests {
             }
             assert_eq!(isa.run(Exp(0.0)), 1.0);
             assert!(isa.run(Exp(f32::NEG_INFINITY)) < 1e-37);
+            assert!(isa.run(Exp(f32::NAN)).is_nan(), "{isa:?}: NaN is not hidden");
         }
     }
 }

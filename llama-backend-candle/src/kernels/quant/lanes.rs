@@ -18,11 +18,11 @@ pub(crate) type Bytes = [u8; 4 * ROWS];
 
 /// The elements of a weight as bytes: what a product of them must know.
 pub(crate) trait Elements {
-    /// Elements are of this many bits, from 0 up; or signed bytes.
+    /// The bits of an unsigned element, which is from 0 up; 8 for signed bytes.
     const BITS: u32;
     /// Elements are signed bytes.
     const SIGNED: bool;
-    /// The power of two that an unsigned element is too large by; 0 for none.
+    /// The power of two that an unsigned element is too large by, as its exponent; `None` where it is not.
     const OFFSET_LOG2: Option<u32>;
 }
 

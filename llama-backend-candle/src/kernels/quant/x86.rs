@@ -10,7 +10,7 @@ use crate::kernels::simd::x86::Avx2;
 /// The proof that the processor has AVX-512 (F, BW, VL, DQ) with VNNI, beside all that [`Avx2`] proves.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vnni {
-    pub(crate) avx2: Avx2,
+    avx2: Avx2,
 }
 
 impl Vnni {
@@ -22,6 +22,12 @@ impl Vnni {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni"))
         .then_some(Self { avx2 })
+    }
+
+    /// What it proves beside.
+    #[inline]
+    pub(crate) fn avx2(self) -> Avx2 {
+        self.avx2
     }
 
     #[inline]
@@ -63,7 +69,7 @@ fn part<const ALL: usize, const PART: usize>(all: &[u8; ALL], half: usize) -> &[
 }
 
 // SAFETY, for every block below: `self` exists, so the processor has AVX2, FMA and F16C; loads and stores are unaligned ones, and go
-// through references to arrays of as many bytes as the instruction moves.
+// through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
     const HALVES: usize = 2;
     type I = __m256i;
@@ -150,10 +156,8 @@ impl Lanes for Avx2 {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut sum = match E::OFFSET_LOG2 {
-                Some(log2) if !E::SIGNED => {
-                    _mm256_sll_epi32(_mm256_set1_epi32(minus_sum), _mm_cvtsi32_si128(log2 as i32))
-                }
-                _ => _mm256_setzero_si256(),
+                Some(log2) => _mm256_sll_epi32(_mm256_set1_epi32(minus_sum), _mm_cvtsi32_si128(log2 as i32)),
+                None => _mm256_setzero_si256(),
             };
             let mut pairs = _mm256_setzero_si256();
             for g in 0..G {
@@ -218,7 +222,7 @@ impl Lanes for Avx2 {
 }
 
 // SAFETY, for every block below: `self` exists, so the processor has AVX-512 with BW, DQ, VL and VNNI; loads and stores are unaligned
-// ones, and go through references to arrays of as many bytes as the instruction moves.
+// ones, and go through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Vnni {
     const HALVES: usize = 1;
     type I = __m512i;
