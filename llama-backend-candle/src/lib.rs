@@ -1,9 +1,13 @@
 //! The Llama 2 forward pass on [candle](https://github.com/huggingface/candle).
 //!
-//! Our own model code on candle's tensors. Weights stay as the checkpoint stores them (f32, f16, bf16), on the CPU in the
-//! reader's memory map itself; quantised ones are packed for the kernels, or used as they lie where the caller wants them exact
-//! ([`Computation`](llama_backend::Computation)). Activations, sums, norms and the KV cache are f32. On the CPU the operations are candle custom operations over kernels of ours, chosen at run time
-//! for the processor; on a GPU they are candle's own.
+//! Our own model code on candle's tensors. Weights in f32, f16 and bf16 stay as the checkpoint stores them, on the CPU in the reader's
+//! memory map itself; quantised ones are packed for the kernels, or used as they lie where the caller wants them exact
+//! ([`Computation`](llama_backend::Computation)). Sums and norms are f32, and so are activations but for products of packed matrices,
+//! where they are rounded to 8 bits (16 for the output). The KV cache is f32, or f16 on request.
+//!
+//! On the CPU the operations are kernels of ours, called as candle's custom operations and chosen for the processor when a model is
+//! loaded: AVX-512 with VNNI, AVX2 with FMA, or plain Rust. A row's result is the same to the bit alone, in any batch, in any chunking and
+//! on any number of threads. On a GPU the operations are candle's own.
 //!
 //! Feature | What it adds
 //! --- | ---

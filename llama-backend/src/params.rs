@@ -40,7 +40,7 @@ pub struct LoadParams {
 pub enum Computation {
     /// Each weight is widened to the number that its block says, and activations stay f32: what "token for token" covers.
     Exact,
-    /// Activations are rounded to 8 bits, with a scale for each block of a row, and multiplied as whole numbers: several times as fast,
+    /// Activations are rounded to 8 bits or more, with a scale for each block of a row, and multiplied as whole numbers: several times as fast,
     /// and near the other, not equal to it.
     #[default]
     Fast,

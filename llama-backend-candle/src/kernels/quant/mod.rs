@@ -64,7 +64,9 @@ macro_rules! with_format {
 use with_format;
 
 impl Packed {
-    /// Packs a matrix `[n_out, k]` of whole blocks, whose activations are to be fine or not. `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
+    /// Packs a matrix `[n_out, k]` of whole blocks, its activations to be fine or not.
+    ///
+    /// `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
     pub(crate) fn new(
         pool: &Pool,
         dtype: DType,

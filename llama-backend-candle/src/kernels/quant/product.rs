@@ -23,8 +23,9 @@ const AHEAD: usize = 4096;
 /// Rows that are multiplied at a time.
 const TILE: usize = 4;
 
-/// `out = x · weightsᵀ` for some panels, on one thread: `x: [n, k / PART]`, or `[n, 2, k / PART]` where it is fine; `out: [n, panels · ROWS]`,
-/// or fewer columns at the end.
+/// `out = x · weightsᵀ` for some panels, on one thread.
+///
+/// `x: [n, k / PART]`, or `[n, 2, k / PART]` where it is fine; `out: [n, panels · ROWS]`, or fewer columns at the end.
 pub(crate) fn multiply(
     isa: Isa,
     weights: &Packed,
