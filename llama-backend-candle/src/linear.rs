@@ -189,7 +189,7 @@ impl Linear {
                         Rows::F16(weights) => dense::widen(ctx.isa, &weights[row], out),
                         Rows::BF16(weights) => dense::widen(ctx.isa, &weights[row], out),
                         Rows::Blocks(dtype, bytes) => {
-                            let place = |element: usize| element / dtype.block_len() * dtype.size();
+                            let place = |element: usize| dense::block_bytes(dtype, element);
                             let blocks = &bytes[place(row.start)..place(row.end)];
                             dequantize(dtype, blocks, out).map_err(candle_core::Error::wrap)?;
                         }

@@ -89,6 +89,11 @@ pub(crate) enum Rows<'a> {
     Blocks(DType, &'a [u8]),
 }
 
+/// The bytes of the whole blocks of so many elements.
+pub(crate) fn block_bytes(dtype: DType, n_elements: usize) -> usize {
+    n_elements / dtype.block_len() * dtype.size()
+}
+
 /// Writes columns of `out = x · weightsᵀ`: of the weight rows `which`, on one thread.
 pub(crate) fn multiply(
     isa: Isa,
@@ -104,7 +109,7 @@ pub(crate) fn multiply(
         Rows::F16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
         Rows::BF16(weights) => isa.run(Multiply { weights: &weights[part], k, x, out }),
         Rows::Blocks(dtype, bytes) => {
-            let row = k / dtype.block_len() * dtype.size();
+            let row = block_bytes(dtype, k);
             let bytes = &bytes[which.start * row..which.end * row];
             isa.run(MultiplyBlocks { dtype, bytes, row, k, x, out });
         }
@@ -215,7 +220,7 @@ struct Blocks<'a> {
 impl Wide for Blocks<'_> {
     #[inline(always)]
     fn widen<S: Simd>(&self, _: S, rows: Range<usize>, chunk: &Range<usize>, to: &mut [f32]) {
-        let place = |element: usize| element / self.dtype.block_len() * self.dtype.size();
+        let place = |element: usize| block_bytes(self.dtype, element);
         for (row, to) in rows.zip(to.chunks_exact_mut(chunk.len())) {
             let blocks = &self.bytes[row * self.row..][place(chunk.start)..place(chunk.end)];
             // Whole blocks, as many as there are elements: it cannot fail.
