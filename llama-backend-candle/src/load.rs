@@ -14,7 +14,6 @@ use llama_backend::{
 use crate::attention::Attention;
 use crate::kernels::Context;
 use crate::kernels::attention::Shape;
-use crate::kernels::dense::{CHUNK, MANY};
 use crate::kernels::quant::Packed;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
@@ -46,13 +45,17 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     let rope = product(&[params.max_seq_len, head_dim]);
     let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
     let scores = tasks.saturating_mul(shape(config, params).task_scratch());
-    // Activations in bytes: 64 bytes for 32; twice for the output's, which are fine.
     let products = match (params.computation, dtype.is_quantized()) {
+        // Activations as bytes: 64 bytes for 32 elements; twice for the output's, which are fine.
         (Computation::Fast, true) => {
             let widest = q_dim.max(product(&[2, dim])).max(ffn_dim as u128);
             widest.saturating_mul(params.max_batch_tokens as u128) / 2
         }
-        _ if on_host => product(&[params.max_batch_tokens.min(MANY), CHUNK, params.n_threads()]),
+        // A copy of activations, arranged for the product.
+        _ if on_host => {
+            let widest = q_dim.max(dim as u128).max(ffn_dim as u128);
+            widest.saturating_mul(params.max_batch_tokens as u128)
+        }
         // A matrix at a time is widened as a whole.
         _ if dtype == DType::F32 => 0,
         _ => product(&[dim.max(ffn_dim).max(config.vocab_size), dim]),

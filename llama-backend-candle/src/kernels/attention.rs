@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use half::f16;
 use llama_backend::Span;
 
-use super::dense::{Element, dots, dots_by_four};
+use super::dense::{Element, dots};
 use super::elementwise::Softmax;
 use super::rope::RopeTables;
 use super::simd::{Kernel, LANES, Simd};
@@ -267,16 +267,16 @@ fn tile<S: Simd, E: Element, const N: usize>(
     let key = |t: usize| &keys[t * head_dim..(t + 1) * head_dim];
     let mut t = 0;
     while t + 4 <= n {
-        let products = dots_by_four(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries);
+        let products = dots(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries);
         for i in 0..N {
             scores[i][t..t + 4].copy_from_slice(&products[i]);
         }
         t += 4;
     }
     while t < n {
-        let [products] = dots(s, [key(t)], queries);
+        let products = dots(s, [key(t)], queries);
         for i in 0..N {
-            scores[i][t] = products[i];
+            scores[i][t] = products[i][0];
         }
         t += 1;
     }

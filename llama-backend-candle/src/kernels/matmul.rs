@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::columns::Columns;
-use super::dense::{self, Rows};
+use super::dense::{self, Activations, Rows};
 use super::quant::activations::{self, Block};
 use super::quant::{self, Packed};
 use super::{Context, SERIAL_BELOW};
@@ -21,6 +21,16 @@ pub(crate) enum Weights<'a> {
     Dense(Rows<'a>),
     /// Packed: activations of 8 bits.
     Packed(&'a Packed),
+}
+
+impl Weights<'_> {
+    /// The bytes of a row of `k` weights.
+    fn row_bytes(&self, k: usize) -> usize {
+        match self {
+            Self::Dense(rows) => rows.row_bytes(k),
+            Self::Packed(packed) => packed.row_bytes(),
+        }
+    }
 }
 
 /// A product to be computed.
@@ -51,13 +61,25 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         0..MANY => TASKS,
         _ => TASKS_OF_MANY,
     };
-    let width = all.div_ceil(per_thread * ctx.pool.n_threads()).next_multiple_of(quant::ROWS);
+    let mut width = all.div_ceil(per_thread * ctx.pool.n_threads());
+    if n < MANY {
+        let row = products.iter().map(|product| product.weights.row_bytes(k)).max();
+        width = width.min(TASK_BYTES / row.unwrap_or(1).max(1));
+    }
+    let width = width.max(1).next_multiple_of(quant::ROWS);
+    // What the matrices ask of the activations: as they are, arranged, or as bytes.
+    let is_dense = |product: &Product<'_>| matches!(product.weights, Weights::Dense(_));
+    let arranged = match dense::is_many(n) && products.iter().any(is_dense) {
+        true => dense::arranged_len(n, k),
+        false => 0,
+    };
     let packed = |product: &Product<'_>| match product.weights {
         Weights::Packed(packed) => Some(packed.is_fine()),
         Weights::Dense(_) => None,
     };
     // One kind for all that share the activations: a matrix beside a finer one is computed as that is. A model never mixes them.
     let fine = products.iter().filter_map(packed).max();
+    let n_blocks = fine.map_or(0, |fine| x.len() / activations::LEN * (1 + usize::from(fine)));
 
     let mut tasks = Vec::new();
     for Product { weights, n_out, out } in products {
@@ -65,13 +87,13 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         let columns = Columns::split(out, n_out, width);
         tasks.extend(rows.zip(columns).map(|(rows, out)| Mutex::new(Task { weights, rows, out })));
     }
-    let run = |blocks: &[Block]| {
+    let run = |dense: Activations<'_>, blocks: &[Block]| {
         let task = |i: usize| {
             // Each is taken once.
             let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
             let Task { weights, rows, out } = &mut *task;
             match *weights {
-                Weights::Dense(weights) => dense::multiply(ctx.isa, weights, rows.clone(), x, k, out),
+                Weights::Dense(weights) => dense::multiply(ctx.isa, weights, rows.clone(), dense, out),
                 Weights::Packed(weights) => {
                     let panels = rows.start / quant::ROWS..rows.end.div_ceil(quant::ROWS);
                     quant::multiply(ctx.isa, weights, panels, blocks, fine == Some(true), out);
@@ -84,15 +106,24 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
             ctx.pool.run(tasks.len(), task);
         }
     };
-    let Some(fine) = fine else { return run(&[]) };
-    ctx.blocks.with(x.len() / activations::LEN * (1 + usize::from(fine)), |blocks| {
-        quant::quantize(ctx, x, k, fine, blocks);
-        run(blocks);
+    ctx.scratch.with(arranged, |numbers| {
+        ctx.blocks.with(n_blocks, |blocks| {
+            if let Some(fine) = fine {
+                quant::quantize(ctx, x, k, fine, blocks);
+            }
+            let dense = match numbers {
+                [] => Activations::Rows { x, k },
+                numbers => Activations::Arranged(dense::arrange(ctx, x, k, numbers)),
+            };
+            run(dense, blocks);
+        });
     });
 }
 
 /// Tasks of a thread.
 const TASKS: usize = 8;
+/// Weights that a task reads at most, where reading them is its work: threads that read far apart are slower by a fifth.
+const TASK_BYTES: usize = 1 << 19;
 /// Tasks of a thread where each has so many rows of activations that it lasts: each brings them to its caches anew.
 const TASKS_OF_MANY: usize = 4;
 const MANY: usize = 64;

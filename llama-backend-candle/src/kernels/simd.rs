@@ -38,10 +38,15 @@ pub(crate) trait Simd: Copy + Debug {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Asks for a line of memory that will be read soon, into the second cache. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
+    /// The same, of a line that will be read at once, into the first cache.
+    fn prefetch_near(self, line: *const u8);
     /// To the nearest integer.
     fn round(self, v: Self::V) -> Self::V;
     /// `2^n` of whole numbers within `-126..=127`.
     fn pow2(self, n: Self::V) -> Self::V;
+
+    /// Rows for columns: lane `i` of vector `j` becomes lane `j` of vector `i`.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
 
     /// The lanes' sum, always in the same order.
     #[inline(always)]
@@ -206,8 +211,14 @@ impl Simd for Scalar {
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
     #[inline(always)]
+    fn prefetch_near(self, _: *const u8) {}
+    #[inline(always)]
     fn round(self, v: Self::V) -> Self::V {
         v.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
     #[inline(always)]
     fn pow2(self, n: Self::V) -> Self::V {
@@ -342,9 +353,42 @@ pub(crate) mod x86 {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
         }
         #[inline(always)]
+        fn prefetch_near(self, line: *const u8) {
+            // SAFETY: see above the impl; a prefetch of any address is no access.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        }
+        #[inline(always)]
         fn round(self, v: Self::V) -> Self::V {
             // SAFETY: see above the impl.
             unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v) }
+        }
+        #[inline(always)]
+        fn transpose(self, [a, b, c, d, e, f, g, h]: [Self::V; LANES]) -> [Self::V; LANES] {
+            /// Four rows: columns 0 and 4, 1 and 5, 2 and 6, 3 and 7 of them.
+            #[inline(always)]
+            fn four(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
+                // SAFETY: called from below alone, where the processor has AVX.
+                unsafe {
+                    let (ab, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                    let (cd, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+                    [
+                        _mm256_shuffle_ps::<0x44>(ab, cd),
+                        _mm256_shuffle_ps::<0xEE>(ab, cd),
+                        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                        _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
+                    ]
+                }
+            }
+            let (upper, lower) = (four(a, b, c, d), four(e, f, g, h));
+            let mut columns = [a; LANES];
+            for i in 0..4 {
+                // SAFETY: see above the impl.
+                unsafe {
+                    columns[i] = _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]);
+                    columns[i + 4] = _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]);
+                }
+            }
+            columns
         }
         #[inline(always)]
         fn pow2(self, n: Self::V) -> Self::V {

@@ -101,6 +101,11 @@ impl Packed {
         self.fine
     }
 
+    /// The bytes of a row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.panel / ROWS
+    }
+
     /// A panel: the units of [`ROWS`] rows.
     fn panel(&self, i: usize) -> &[u8] {
         &self.data[i * self.panel..][..self.panel]

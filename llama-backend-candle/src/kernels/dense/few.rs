@@ -1,0 +1,89 @@
+//! Products of few rows of activations: weights are widened in registers, as memory brings them.
+
+use std::ops::Range;
+
+use super::{CHUNK, Element, MANY, Source, chunks, dots};
+use crate::kernels::columns::Columns;
+use crate::kernels::simd::Simd;
+
+/// Rows of activations that are multiplied at a time.
+const TILE: usize = 3;
+/// Memory is asked for so many weight rows ahead.
+const AHEAD: usize = 4;
+
+/// `n_out` weight rows times fewer than [`MANY`] rows of `x`.
+#[inline(always)]
+pub(super) fn few<S: Simd>(
+    s: S,
+    weights: impl Source,
+    n_out: usize,
+    x: &[f32],
+    k: usize,
+    out: &mut Columns<'_>,
+) {
+    if x.len() == k {
+        // One row waits for memory alone, which is fastest where it is read from one end to the other: two weight rows at a time are as few
+        // as hide the latency of their sums.
+        by_rows::<S, 2>(s, &weights, n_out, x, k, out);
+    } else {
+        by_rows::<S, 4>(s, &weights, n_out, x, k, out);
+    }
+}
+
+/// `R` weight rows at a time.
+#[inline(always)]
+fn by_rows<S: Simd, const R: usize>(
+    s: S,
+    weights: &impl Source,
+    n_out: usize,
+    x: &[f32],
+    k: usize,
+    out: &mut Columns<'_>,
+) {
+    for first in (0..n_out).step_by(R) {
+        // -0 is the number that changes none that it is added to.
+        let mut sums = [[-0.0; R]; MANY];
+        let sums = &mut sums[..x.len() / k];
+        for chunk in chunks(k) {
+            let mut wide = [[0.0; CHUNK]; R];
+            let rows = weights.chunks(first, n_out, &chunk, &mut wide);
+            // From one end to the other, over the borders of rows and pages.
+            weights.prefetch(s, (first + AHEAD) * k + chunk.start * R, chunk.len() * R);
+            add_products(s, rows, &chunk, x, k, sums);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            out.write(i, first, sums);
+        }
+    }
+}
+
+/// Adds to `sums` the products of a chunk of `R` weight rows with that of each row of `x`.
+#[inline(always)]
+fn add_products<S: Simd, E: Element, const R: usize>(
+    s: S,
+    weights: [&[E]; R],
+    chunk: &Range<usize>,
+    x: &[f32],
+    k: usize,
+    sums: &mut [[f32; R]],
+) {
+    let x = |i: usize| &x[i * k..][chunk.clone()];
+    for (t, sums) in sums.chunks_mut(TILE).enumerate() {
+        let i = t * TILE;
+        match sums {
+            [a, b, c] => add([a, b, c], dots(s, weights, [x(i), x(i + 1), x(i + 2)])),
+            [a, b] => add([a, b], dots(s, weights, [x(i), x(i + 1)])),
+            [a] => add([a], dots(s, weights, [x(i)])),
+            _ => {}
+        }
+    }
+}
+
+#[inline(always)]
+fn add<const R: usize, const N: usize>(sums: [&mut [f32; R]; N], added: [[f32; R]; N]) {
+    for i in 0..N {
+        for r in 0..R {
+            sums[i][r] += added[i][r];
+        }
+    }
+}
