@@ -28,6 +28,8 @@
 //!
 //! - `candle` (default): the candle backend, on the processor.
 //! - `cuda`, `metal`: the candle backend on GPUs too.
+//! - `futures`: [`ChatStream`] is a `futures_core::Stream`.
+//! - `tracing`: loading, and each request's queue, prefill and decode, as spans.
 //! - `onnx`: the ONNX Runtime backend, whose library is looked for when it is opened (`ORT_DYLIB_PATH`).
 //!
 //! Features only add choices: none of them changes what the others do.
@@ -43,15 +45,18 @@ mod llama;
 mod options;
 mod registry;
 mod stream;
+mod trace;
 mod weights;
 
 pub use builder::LlamaBuilder;
 pub use error::Error;
-pub use generate::{FinishReason, GenerateError, Usage};
+pub use generate::{CancelToken, EngineStats, FinishReason, GenerateError, Metrics, Usage, WhenFull};
 pub use llama::Llama;
 pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
 pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
-pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
+pub use options::{
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
+};
 pub use registry::BackendKind;
-pub use stream::{ChatStream, StreamEvent};
+pub use stream::{ChatStream, StreamEvent, StreamToken, TextStream};
 pub use weights::Quantization;
