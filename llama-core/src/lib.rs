@@ -19,6 +19,8 @@
 //!
 //! - [`Llama`] is a loaded model with the reference's three calls; [`LlamaBuilder`] has the choices that
 //!   [`Llama::build`] leaves at their defaults.
+//! - [`ChatStream`] is an answer as it comes; [`GenerationOptions`] has all that can be asked of one, [`CancelToken`] ends it, [`Metrics`] and
+//!   [`EngineStats`] count.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.

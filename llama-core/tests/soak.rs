@@ -5,15 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use llama_backend::testing::{Rng, process_status};
-use llama_core::{
-    ChatOptions, Dialog, FinishReason, GenerationOptions, Llama, StreamEvent, StreamToken, TokenId,
-};
+use llama_core::{ChatOptions, Dialog, FinishReason, GenerationOptions, Llama, StreamEvent, TokenId};
 
 const TINY_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
 const THREADS: usize = 16;
@@ -96,21 +95,26 @@ fn asked(number: usize, llama: &Llama) -> Asked {
     Asked { prompt, options, leaves_after: (rng.below(10) < 3).then(|| rng.below(12)) }
 }
 
-/// The tokens and the bits of their logprobs.
-type Bits = Vec<(TokenId, u32)>;
+/// The tokens and the bits of their logprobs, as a hash: the test is to keep no answers in the memory that it measures.
+#[derive(Debug, Default, Clone)]
+struct Digest(DefaultHasher);
 
-fn bits(token: &StreamToken) -> (TokenId, u32) {
-    (token.id, token.logprob.unwrap().to_bits())
+impl Digest {
+    fn push(&mut self, id: TokenId, logprob: f32) {
+        (id, logprob.to_bits()).hash(&mut self.0);
+    }
 }
 
 /// The same request alone.
-fn alone(oracle: &Llama, asked: &Asked) -> Bits {
+fn alone(oracle: &Llama, asked: &Asked) -> u64 {
     let prompt = match &asked.prompt {
         Prompt::Text(text) => oracle.tokenizer().encode_prompt(text),
         Prompt::Dialog(dialog) => oracle.tokenizer().encode_dialog(dialog).unwrap(),
     };
     let (tokens, logprobs) = oracle.generate(&[prompt], &asked.options).unwrap();
-    tokens[0].iter().copied().zip(logprobs.unwrap()[0].iter().map(|logprob| logprob.to_bits())).collect()
+    let mut digest = Digest::default();
+    tokens[0].iter().zip(&logprobs.unwrap()[0]).for_each(|(&id, &logprob)| digest.push(id, logprob));
+    digest.0.finish()
 }
 
 #[test]
@@ -176,14 +180,15 @@ fn many_requests_from_many_threads_are_answered_as_alone() {
 }
 
 /// The answer, if it was waited for.
-fn ask(llama: &Llama, asked: &Asked) -> Option<Bits> {
+fn ask(llama: &Llama, asked: &Asked) -> Option<u64> {
     let options: &ChatOptions = &asked.options;
     let mut stream = match &asked.prompt {
         Prompt::Text(text) => llama.text_stream(text, options),
         Prompt::Dialog(dialog) => llama.chat_stream(dialog, options),
     }
     .unwrap();
-    let mut answer = Vec::new();
+    let mut answer = Digest::default();
+    let mut n_tokens = 0;
     let mut n_events = 0;
     loop {
         if asked.leaves_after == Some(n_events) {
@@ -194,11 +199,14 @@ fn ask(llama: &Llama, asked: &Asked) -> Option<Bits> {
         }
         n_events += 1;
         match stream.next()?.unwrap() {
-            StreamEvent::Token(token) => answer.push(bits(&token)),
+            StreamEvent::Token(token) => {
+                answer.push(token.id, token.logprob.unwrap());
+                n_tokens += 1;
+            }
             StreamEvent::Finished { finish_reason: FinishReason::Cancelled, .. } => return None,
             StreamEvent::Finished { usage, .. } => {
-                assert_eq!(usage.completion_tokens, answer.len());
-                return Some(answer);
+                assert_eq!(usage.completion_tokens, n_tokens);
+                return Some(answer.0.finish());
             }
             _ => {}
         }

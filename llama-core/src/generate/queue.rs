@@ -16,7 +16,7 @@ use super::{CancelToken, Clock, FinishReason, GenerateError};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// It waits, and blocks its thread, until there is room, it is cancelled or its deadline comes.
+    /// It waits, and blocks its thread, until there is room, it is cancelled or its deadline comes. (Not for an executor's threads.)
     #[default]
     Wait,
     /// It fails at once with [`GenerateError::QueueFull`].

@@ -215,6 +215,20 @@ fn a_model_that_does_not_load_is_an_error() {
     assert!(matches!(error, crate::Error::Backend(BackendError::EmptyBatch)));
 }
 
+#[test]
+fn who_does_not_read_holds_up_nobody() {
+    let stage = Set { max_seq_len: 4096, max_batch_size: 2, ..Set::default() }.build();
+    // Token 0 is followed by 1 and the end, but for a bias against it: as many tokens as the context holds.
+    let mut endless = request(&[3], 4000);
+    endless.sampling.logit_bias = [(EOS, -100.0)].into();
+    let unread = stage.submit(vec![endless]);
+    for _ in 0..50 {
+        assert_eq!(run(&stage, vec![request(&[7], 2)])[0].0, [8, 9]);
+    }
+    let (tokens, end) = wait(&unread[0]);
+    assert!(matches!(end, Ok(FinishReason::Length)) && tokens.len() == 4000, "{}", tokens.len());
+}
+
 /// Counts how often it was woken.
 #[derive(Default)]
 struct Woken(AtomicUsize);
