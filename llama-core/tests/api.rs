@@ -99,6 +99,11 @@ fn a_builder_checks_its_choices_before_it_loads() {
     assert!(matches!(refused(Llama::builder()), Error::NoCheckpoint));
     assert!(matches!(refused(builder().max_batch_size(0)), Error::Option { option: "max_batch_size", .. }));
     assert!(matches!(refused(builder().max_seq_len(0)), Error::Option { option: "max_seq_len", .. }));
+    assert!(matches!(refused(builder().max_queue_len(0)), Error::Option { option: "max_queue_len", .. }));
+    assert!(matches!(
+        refused(builder().idle_slots(usize::MAX)),
+        Error::Backend(BackendError::Params { what: "n_slots", .. })
+    ));
     assert!(matches!(refused(builder().max_seq_len(4097)), Error::MaxSeqLen { found: 4097, limit: 4096 }));
     assert!(matches!(refused(builder().device(Device::Cuda(0))), Error::Option { option: "device", .. }));
     assert!(matches!(

@@ -164,6 +164,26 @@ fn metrics_tell_what_was_cached() {
 }
 
 #[test]
+fn each_turn_of_a_conversation_prefills_what_is_new_and_answers_as_if_asked_afresh() {
+    let llama = llama();
+    let options = ChatOptions { logprobs: true, max_gen_len: Some(30), ..greedy() };
+    let ask = |llama: &Llama, dialog: &Dialog| {
+        llama.chat_completion(std::slice::from_ref(dialog), &options).unwrap().remove(0)
+    };
+    let mut dialog = Dialog::new("Hello").with_system("You are a helpful assistant.");
+    let mut before = 0;
+    for turn in 0..5 {
+        let answer = ask(&llama, &dialog);
+        assert_eq!(answer, ask(&self::llama(), &dialog), "turn {turn}");
+        // All of the last turn's prompt, and most of its answer: encoded as text, its end may be other tokens.
+        let cached = answer.metrics.cached_tokens;
+        assert!(cached >= before, "turn {turn}: {cached} of {before} cached");
+        before = answer.usage.prompt_tokens + answer.usage.completion_tokens / 2;
+        dialog = dialog.then(answer.generation.content, "And what else?");
+    }
+}
+
+#[test]
 fn options_that_make_no_sense_are_refused_before_anything_is_computed() {
     let llama = llama();
     let refused = |options: ChatOptions| llama.chat_stream(&dialog(), &options).unwrap_err();

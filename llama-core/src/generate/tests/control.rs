@@ -48,12 +48,12 @@ fn a_cancelled_request_keeps_what_it_said_and_frees_its_slot() {
     stage.go(1);
     assert!(matches!(next(&cancelled), Event::Token(_)));
     cancelled.give_up(0);
-    stage.go(2); // the one that was begun, and the first of the next
+    stage.go(2); // one for the request that was given up, if its pass had begun, and one or two for the next
     assert!(matches!(next(&by_token), Event::Token(NewToken { id: TokenId(6), .. })));
     token.cancel();
     drop(stage.gate);
     let (tokens, end) = wait(&by_token);
-    assert!(tokens.len() <= 1 && matches!(end, Ok(FinishReason::Cancelled)), "{tokens:?} {end:?}");
+    assert!(tokens.len() <= 2 && matches!(end, Ok(FinishReason::Cancelled)), "{tokens:?} {end:?}");
     assert_eq!(wait(&last[0]).0, [8, 9]);
     assert!(stage.seen.lock().unwrap().len() <= 6);
 }
