@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use llama_backend::{
     Backend, BackendError, Computation, DType, Device, ModelConfig, ModelSource, WeightSource,
 };
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::generate::Engine;
+use crate::generate::{Engine, Limits};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Cast, Progress, Quantization, Rule, Watched};
 use crate::{BackendKind, Error, Llama};
@@ -38,6 +39,8 @@ pub struct LlamaBuilder {
     threads: Option<usize>,
     max_seq_len: usize,
     max_batch_size: usize,
+    idle_slots: usize,
+    max_queue_len: usize,
     context_limit: Option<usize>,
     progress: Option<Progress>,
 }
@@ -96,6 +99,8 @@ impl Default for LlamaBuilder {
             threads: None,
             max_seq_len: 512,
             max_batch_size: 8,
+            idle_slots: 0,
+            max_queue_len: 1024,
             context_limit: None,
             progress: None,
         }
@@ -223,6 +228,22 @@ impl LlamaBuilder {
         self
     }
 
+    /// Slots of the KV cache beside those of `max_batch_size`: each keeps a prefix, a conversation's usually, for the request that goes on with
+    /// it, and takes `max_seq_len` positions of memory. Default: 0; a slot keeps its prefix until another prompt needs it.
+    #[must_use]
+    pub fn idle_slots(mut self, idle_slots: usize) -> Self {
+        self.idle_slots = idle_slots;
+        self
+    }
+
+    /// Prompts that may wait for their turn; what a call does beyond that its options say
+    /// ([`when_full`](crate::GenerationOptions::when_full)). Default: 1024.
+    #[must_use]
+    pub fn max_queue_len(mut self, max_queue_len: usize) -> Self {
+        self.max_queue_len = max_queue_len;
+        self
+    }
+
     /// The largest `max_seq_len` to allow, where it differs from what the checkpoint says (for Meta's layout, which says
     /// nothing: 4096).
     #[must_use]
@@ -245,7 +266,13 @@ impl LlamaBuilder {
     ///
     /// Every option is checked before anything is loaded; see [`Error`].
     pub fn build(self) -> Result<Llama, Error> {
-        for (option, found) in [("max_batch_size", self.max_batch_size), ("max_seq_len", self.max_seq_len)] {
+        let _loading = crate::trace::load();
+        let sizes = [
+            ("max_batch_size", self.max_batch_size),
+            ("max_seq_len", self.max_seq_len),
+            ("max_queue_len", self.max_queue_len),
+        ];
+        for (option, found) in sizes {
             if found == 0 {
                 return Err(Error::option(option, found, "at least 1"));
             }
@@ -316,10 +343,11 @@ impl LlamaBuilder {
                 graph
             }
         };
-        let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.threads);
+        let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.idle_slots, self.threads);
         params.computation = self.computation;
         params.kv_dtype = self.kv_dtype;
-        let engine = Engine::start(move || backend.load(source, &params))?;
+        let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
+        let engine = Engine::start(limits, Arc::new(Instant::now), move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
     }
 }

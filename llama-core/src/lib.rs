@@ -19,6 +19,8 @@
 //!
 //! - [`Llama`] is a loaded model with the reference's three calls; [`LlamaBuilder`] has the choices that
 //!   [`Llama::build`] leaves at their defaults.
+//! - [`ChatStream`] is an answer as it comes; [`GenerationOptions`] has all that can be asked of one, [`CancelToken`] ends it, [`Metrics`] and
+//!   [`EngineStats`] count.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
@@ -28,6 +30,8 @@
 //!
 //! - `candle` (default): the candle backend, on the processor.
 //! - `cuda`, `metal`: the candle backend on GPUs too.
+//! - `futures`: [`ChatStream`] is a `futures_core::Stream`.
+//! - `tracing`: loading, and each request's queue, prefill and decode, as spans.
 //! - `onnx`: the ONNX Runtime backend, whose library is looked for when it is opened (`ORT_DYLIB_PATH`).
 //!
 //! Features only add choices: none of them changes what the others do.
@@ -43,15 +47,18 @@ mod llama;
 mod options;
 mod registry;
 mod stream;
+mod trace;
 mod weights;
 
 pub use builder::LlamaBuilder;
 pub use error::Error;
-pub use generate::{FinishReason, GenerateError, Usage};
+pub use generate::{CancelToken, EngineStats, FinishReason, GenerateError, Metrics, Usage, WhenFull};
 pub use llama::Llama;
 pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
 pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
-pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
+pub use options::{
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
+};
 pub use registry::BackendKind;
-pub use stream::{ChatStream, StreamEvent};
+pub use stream::{ChatStream, StreamEvent, StreamToken, TextStream};
 pub use weights::Quantization;

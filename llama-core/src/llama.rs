@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use llama_backend::{ModelConfig, TokenId};
 
-use crate::generate::{Engine, Event, FinishReason, GenerateError, Request, Submission, Usage};
+use crate::generate::{Call, CancelToken, Engine, EngineStats, Request};
 use crate::options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions,
 };
-use crate::sampler::SamplingOptions;
-use crate::stream::ChatStream;
+use crate::stream::{Answer, Answers, ChatStream, StreamToken, TextStream};
 use crate::tokenizer::Tokenizer;
 use crate::{Dialog, Error, LlamaBuilder, Message};
 
@@ -39,34 +38,6 @@ struct Inner {
     config: ModelConfig,
     max_seq_len: usize,
     seed: u64,
-}
-
-/// What came of one prompt.
-struct Row {
-    prompt: Vec<TokenId>,
-    prompt_logprobs: Vec<f32>,
-    tokens: Vec<TokenId>,
-    logprobs: Vec<f32>,
-    finish_reason: FinishReason,
-}
-
-impl Row {
-    fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt.len(), completion_tokens: self.tokens.len() }
-    }
-
-    /// The prompt in front of the answer, cut at the first EOS: the reference looks for EOS in the prompt too when it echoes.
-    fn echo(&mut self, eos_id: TokenId) {
-        let mut tokens = self.prompt.clone();
-        tokens.append(&mut self.tokens);
-        self.logprobs.splice(0..0, self.prompt_logprobs.drain(..));
-        if let Some(eos) = tokens.iter().position(|&id| id == eos_id) {
-            tokens.truncate(eos);
-            self.logprobs.truncate(eos);
-            self.finish_reason = FinishReason::Stop;
-        }
-        self.tokens = tokens;
-    }
 }
 
 impl Llama {
@@ -126,15 +97,23 @@ impl Llama {
         self.inner.max_seq_len
     }
 
+    /// What the model has done since it was loaded, and what it does now.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.inner.engine.stats()
+    }
+
     /// Answers each dialog as the assistant (the reference's `chat_completion`).
     ///
     /// A dialog with one of the format's special tags is refused: its answer is [`llama_dialog::REFUSAL`] with
-    /// [`FinishReason::Refused`], it is never tokenised, and costs nothing.
+    /// [`FinishReason::Refused`](crate::FinishReason::Refused), it is never tokenised, and costs nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::Empty`] without dialogs, [`Error::ContextOverflow`] for a dialog that leaves no room to answer: both before
-    /// anything is computed, for the whole call. [`Error::Generate`] when an answer could not be completed.
+    /// [`Error::Empty`] without dialogs, [`Error::ContextOverflow`] for a dialog that leaves no room to answer,
+    /// [`Error::Option`] and [`Error::Generate`] for options out of their range: all before anything is computed, for the whole call.
+    /// [`Error::Generate`] when the queue is full and the options say not to wait, and when an answer could not be completed. A call that is
+    /// cancelled or out of time is no error: its answers are what was said until then.
     pub fn chat_completion(
         &self,
         dialogs: &[Dialog],
@@ -143,15 +122,8 @@ impl Llama {
         if dialogs.is_empty() {
             return Err(Error::Empty { what: "dialogs" });
         }
-        let prompts: Vec<Option<Vec<TokenId>>> =
-            dialogs.iter().map(|dialog| self.encode_dialog(dialog)).collect();
-        let rows = self.run(prompts.iter().map(Option::as_deref), &options.into())?;
-        rows.into_iter()
-            .map(|row| match row {
-                Some(row) => self.chat_prediction(row, options.logprobs),
-                None => Ok(refusal(options.logprobs)),
-            })
-            .collect()
+        let answers = self.ask_dialogs(dialogs, options, &cancel_token(options))?.wait()?;
+        Ok(answers.into_iter().map(|answer| chat_prediction(answer, options)).collect())
     }
 
     /// Answers a dialog as [`chat_completion`](Self::chat_completion) does, and gives the answer as it comes.
@@ -160,13 +132,9 @@ impl Llama {
     ///
     /// As [`chat_completion`](Self::chat_completion); what goes wrong later comes as the stream's last item.
     pub fn chat_stream(&self, dialog: &Dialog, options: &ChatOptions) -> Result<ChatStream, Error> {
-        let Some(prompt) = self.encode_dialog(dialog) else {
-            return Ok(ChatStream::refused(self));
-        };
-        let requests = self.requests(std::iter::once(Some(&*prompt)), &options.into())?;
-        let mut submissions = self.inner.engine.submit(requests)?;
-        let submission = submissions.pop().ok_or(GenerateError::Stopped)?;
-        Ok(ChatStream::new(self, submission, prompt.len()))
+        let cancel = cancel_token(options);
+        let answers = self.ask_dialogs(std::slice::from_ref(dialog), options, &cancel)?;
+        Ok(ChatStream::new(answers, cancel))
     }
 
     /// Continues each text (the reference's `text_completion`).
@@ -181,22 +149,19 @@ impl Llama {
     ) -> Result<Vec<CompletionPrediction>, Error> {
         let encode = |prompt| self.inner.tokenizer.encode_prompt(prompt);
         let prompts: Vec<_> = prompts.iter().map(AsRef::as_ref).map(encode).collect();
-        self.run_all(&prompts, options)?
-            .into_iter()
-            .map(|mut row| {
-                let usage = row.usage();
-                if options.echo {
-                    row.echo(self.inner.tokenizer.eos_id());
-                }
-                Ok(CompletionPrediction {
-                    generation: self.inner.tokenizer.decode(&row.tokens)?,
-                    tokens: self.token_texts(&row, options.logprobs)?,
-                    logprobs: options.logprobs.then_some(row.logprobs),
-                    finish_reason: row.finish_reason,
-                    usage,
-                })
-            })
-            .collect()
+        let answers = self.ask_prompts(&prompts, options, &cancel_token(options))?.wait()?;
+        Ok(answers.into_iter().map(|answer| completion_prediction(answer, options)).collect())
+    }
+
+    /// Continues a text as [`text_completion`](Self::text_completion) does, and gives it as it comes.
+    ///
+    /// # Errors
+    ///
+    /// As [`chat_stream`](Self::chat_stream).
+    pub fn text_stream(&self, prompt: &str, options: &CompletionOptions) -> Result<TextStream, Error> {
+        let cancel = cancel_token(options);
+        let prompt = self.inner.tokenizer.encode_prompt(prompt);
+        Ok(ChatStream::new(self.ask_prompts(&[prompt], options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
@@ -212,95 +177,88 @@ impl Llama {
         prompt_tokens: &[Vec<TokenId>],
         options: &GenerationOptions,
     ) -> Result<(Vec<Vec<TokenId>>, Option<Vec<Vec<f32>>>), Error> {
-        let mut rows = self.run_all(prompt_tokens, options)?;
-        if options.echo {
-            rows.iter_mut().for_each(|row| row.echo(self.inner.tokenizer.eos_id()));
-        }
-        let (tokens, logprobs) = rows.into_iter().map(|row| (row.tokens, row.logprobs)).unzip();
-        Ok((tokens, options.logprobs.then_some(logprobs)))
+        let answers = self.ask_prompts(prompt_tokens, options, &cancel_token(options))?.wait()?;
+        let row = |answer: Answer| answer.tokens.into_iter().map(|token| (token.id, token.logprob)).unzip();
+        let (tokens, logprobs): (_, Vec<Vec<Option<f32>>>) = answers.into_iter().map(row).unzip();
+        let given = |row: Vec<Option<f32>>| row.into_iter().flatten().collect();
+        Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(given).collect())))
     }
 
-    /// The tokens of a dialog; `None` for one that is refused.
-    fn encode_dialog(&self, dialog: &Dialog) -> Option<Vec<TokenId>> {
-        self.inner.tokenizer.encode_dialog(dialog).ok()
-    }
-
-    fn chat_prediction(&self, row: Row, logprobs: bool) -> Result<ChatPrediction, Error> {
-        Ok(ChatPrediction {
-            generation: Message::assistant(self.inner.tokenizer.decode(&row.tokens)?),
-            tokens: self.token_texts(&row, logprobs)?,
-            usage: row.usage(),
-            logprobs: logprobs.then_some(row.logprobs),
-            finish_reason: row.finish_reason,
-        })
-    }
-
-    fn token_texts(&self, row: &Row, wanted: bool) -> Result<Option<Vec<String>>, Error> {
-        let decode = |&id| self.inner.tokenizer.decode_one(id);
-        Ok(wanted.then(|| row.tokens.iter().map(decode).collect()).transpose()?)
-    }
-
-    fn run_all(&self, prompts: &[Vec<TokenId>], options: &GenerationOptions) -> Result<Vec<Row>, Error> {
-        let rows = self.run(prompts.iter().map(|prompt| Some(&**prompt)), options)?;
-        Ok(rows.into_iter().flatten().collect())
-    }
-
-    /// Runs the prompts together and waits for all; a `None` among them stays one.
-    fn run<'a>(
+    fn ask_dialogs(
         &self,
-        prompts: impl ExactSizeIterator<Item = Option<&'a [TokenId]>> + Clone,
+        dialogs: &[Dialog],
         options: &GenerationOptions,
-    ) -> Result<Vec<Option<Row>>, Error> {
-        let requests = self.requests(prompts.clone(), options)?;
-        let mut submissions = self.inner.engine.submit(requests)?.into_iter();
-        prompts
-            .map(|prompt| match prompt {
-                Some(prompt) => {
-                    let submission = submissions.next().ok_or(GenerateError::Stopped)?;
-                    Ok(Some(drain(prompt, &submission)?))
-                }
-                None => Ok(None),
-            })
-            .collect()
+        cancel: &CancelToken,
+    ) -> Result<Answers, Error> {
+        if options.echo {
+            return Err(Error::option("echo", true, "false for a dialog"));
+        }
+        // A dialog that cannot be encoded is one that is refused.
+        let encode = |dialog| self.inner.tokenizer.encode_dialog(dialog).ok();
+        let prompts: Vec<Option<Vec<TokenId>>> = dialogs.iter().map(encode).collect();
+        let prompts: Vec<_> = prompts.iter().map(Option::as_deref).collect();
+        self.ask(&prompts, options, cancel)
     }
 
-    /// Checks the whole call, before any compute, and makes its requests.
-    fn requests<'a>(
+    fn ask_prompts(
         &self,
-        prompts: impl ExactSizeIterator<Item = Option<&'a [TokenId]>>,
+        prompts: &[Vec<TokenId>],
+        options: &GenerationOptions,
+        cancel: &CancelToken,
+    ) -> Result<Answers, Error> {
+        let prompts: Vec<_> = prompts.iter().map(|prompt| Some(&**prompt)).collect();
+        self.ask(&prompts, options, cancel)
+    }
+
+    /// Checks the whole call, before any compute, and hands it to the engine; a `None` among the prompts stands for a refused dialog.
+    fn ask(
+        &self,
+        prompts: &[Option<&[TokenId]>],
+        options: &GenerationOptions,
+        cancel: &CancelToken,
+    ) -> Result<Answers, Error> {
+        let requests = self.requests(prompts, options)?;
+        let (deadline, when_full) = (options.deadline, options.when_full);
+        let call = Call { requests, cancel: cancel.clone(), deadline, when_full };
+        let submission = self.inner.engine.submit(call)?;
+        Answers::new(self, prompts, options, submission)
+    }
+
+    fn requests(
+        &self,
+        prompts: &[Option<&[TokenId]>],
         options: &GenerationOptions,
     ) -> Result<Vec<Request>, Error> {
-        if prompts.len() == 0 {
+        if prompts.is_empty() {
             return Err(Error::Empty { what: "prompts" });
         }
-        let sampling = SamplingOptions { temperature: options.temperature, top_p: options.top_p };
-        sampling.validate().map_err(GenerateError::Sampling)?;
+        let sampling = options.sampling(self.inner.config.vocab_size)?;
         let max_gen_len = options.max_gen_len.unwrap_or(self.inner.max_seq_len - 1);
         // How many earlier rows have the same prompt: their random streams differ, all others depend on the seed alone.
         let mut seen: HashMap<&[TokenId], u64> = HashMap::new();
-        prompts
-            .enumerate()
-            .filter_map(|(row, prompt)| Some((row, prompt?)))
-            .map(|(row, prompt)| {
-                self.check_prompt(row, prompt, max_gen_len)?;
-                let count = seen.entry(prompt).or_default();
-                let stream = *count;
-                *count += 1;
-                let eos_id = self.inner.tokenizer.eos_id();
-                // An echo is cut at the first EOS: what is generated behind one would never be seen.
-                let ended = options.echo && prompt.contains(&eos_id);
-                Ok(Request {
-                    prompt: prompt.to_vec(),
-                    max_gen_len: if ended { 0 } else { max_gen_len },
-                    eos_id,
-                    sampling,
-                    seed: options.seed.unwrap_or(self.inner.seed),
-                    row: stream,
-                    logprobs: options.logprobs,
-                    prompt_logprobs: options.logprobs && options.echo,
-                })
+        let rows = prompts.iter().enumerate().filter_map(|(row, prompt)| Some((row, (*prompt)?)));
+        rows.map(|(row, prompt)| {
+            self.check_prompt(row, prompt, max_gen_len)?;
+            let count = seen.entry(prompt).or_default();
+            let stream = *count;
+            *count += 1;
+            let eos_id = self.inner.tokenizer.eos_id();
+            // An echo is cut at the first EOS: what is generated behind one would never be seen.
+            let ended = options.echo && prompt.contains(&eos_id);
+            Ok(Request {
+                place: row,
+                prompt: prompt.into(),
+                max_gen_len: if ended { 0 } else { max_gen_len },
+                eos_id,
+                sampling: sampling.clone(),
+                seed: options.seed.unwrap_or(self.inner.seed),
+                row: stream,
+                logprobs: options.logprobs,
+                top_logprobs: options.top_logprobs,
+                prompt_logprobs: options.logprobs && options.echo,
             })
-            .collect()
+        })
+        .collect()
     }
 
     fn check_prompt(&self, row: usize, prompt: &[TokenId], max_gen_len: usize) -> Result<(), Error> {
@@ -319,43 +277,29 @@ impl Llama {
         Ok(())
     }
 
-    pub(crate) fn cancel(&self, submission: &Submission) {
-        // An engine that has stopped has nothing left to cancel.
-        let _ = self.inner.engine.cancel(submission.id);
+    /// Why the engine gives no more events.
+    pub(crate) fn engine_failure(&self) -> Error {
+        self.inner.engine.failure().into()
     }
 }
 
-/// Waits for a request's last event.
-fn drain(prompt: &[TokenId], submission: &Submission) -> Result<Row, GenerateError> {
-    let mut row = Row {
-        prompt: prompt.to_vec(),
-        prompt_logprobs: Vec::new(),
-        tokens: Vec::new(),
-        logprobs: Vec::new(),
-        finish_reason: FinishReason::Length,
-    };
-    loop {
-        match submission.events.recv().map_err(|_| GenerateError::Stopped)? {
-            Event::PromptLogprobs(logprobs) => row.prompt_logprobs = logprobs,
-            Event::Token { id, logprob } => {
-                row.tokens.push(id);
-                row.logprobs.extend(logprob);
-            }
-            Event::Finished(reason) => {
-                row.finish_reason = reason;
-                return Ok(row);
-            }
-            Event::Failed(error) => return Err(error),
-        }
-    }
+/// The caller's token, or one that nobody else has.
+fn cancel_token(options: &GenerationOptions) -> CancelToken {
+    options.cancel.clone().unwrap_or_default()
 }
 
-fn refusal(logprobs: bool) -> ChatPrediction {
-    ChatPrediction {
-        generation: Message::assistant(llama_dialog::REFUSAL),
-        tokens: logprobs.then(Vec::new),
-        logprobs: logprobs.then(Vec::new),
-        finish_reason: FinishReason::Refused,
-        usage: Usage::default(),
-    }
+fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
+    let CompletionPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics } =
+        completion_prediction(answer, options);
+    let generation = Message::assistant(generation);
+    ChatPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics }
+}
+
+fn completion_prediction(answer: Answer, options: &CompletionOptions) -> CompletionPrediction {
+    let Answer { text, tokens, finish_reason, usage, metrics } = answer;
+    let logprobs = options.logprobs.then(|| tokens.iter().filter_map(|token| token.logprob).collect());
+    let choices = |token: &StreamToken| token.top_logprobs.clone();
+    let top_logprobs = (options.top_logprobs > 0).then(|| tokens.iter().map(choices).collect());
+    let tokens = options.logprobs.then(|| tokens.into_iter().map(|token| token.text).collect());
+    CompletionPrediction { generation: text, tokens, logprobs, top_logprobs, finish_reason, usage, metrics }
 }

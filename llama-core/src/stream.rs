@@ -1,11 +1,26 @@
 //! [`ChatStream`]: an answer as it comes.
 
-use crate::generate::{Event, FinishReason, GenerateError, Submission, Usage};
-use crate::tokenizer::Detokenizer;
-use crate::{Error, Llama};
+mod answers;
+mod release;
 
-/// An answer as it comes: pieces of text, then how it ended. The pieces join to exactly what
-/// [`chat_completion`](Llama::chat_completion) returns. Dropping the stream cancels the answer.
+use std::task::{Context, Poll};
+
+use llama_backend::TokenId;
+
+pub(crate) use self::answers::{Answer, Answers};
+use crate::Error;
+use crate::generate::{CancelToken, FinishReason, Metrics, Usage};
+use crate::options::TokenChoice;
+
+/// An answer as it comes: pieces of text, each followed by the tokens that it is made of, then how it ended. The pieces join to exactly what
+/// [`chat_completion`](crate::Llama::chat_completion) returns.
+///
+/// It is a plain iterator that waits for each event; with the feature `futures` it is a `futures_core::Stream` too, and
+/// [`poll_next`](Self::poll_next) is there without. Dropping it ends the answer and frees its place in the batch; so does its
+/// [`cancel_token`](Self::cancel_token), after which what was said still comes, and a last event with [`FinishReason::Cancelled`].
+///
+/// Who reads slowly, or not at all, holds up nobody: the model goes on, and what it says is kept until it is read, which is never more than
+/// an answer (`max_gen_len`, `max_seq_len` at most).
 ///
 /// ```no_run
 /// # use llama_core::{ChatOptions, Dialog, Llama};
@@ -23,87 +38,61 @@ use crate::{Error, Llama};
 /// ```
 #[derive(Debug)]
 pub struct ChatStream {
-    /// Keeps the engine alive, and cancels.
-    llama: Llama,
-    state: State,
-    usage: Usage,
+    answers: Answers,
+    cancel: CancelToken,
 }
 
-#[derive(Debug)]
-enum State {
-    Running {
-        submission: Submission,
-        detokenizer: Detokenizer,
-    },
-    /// Its last text was given: what is left is how it ended.
-    Ending(FinishReason),
-    Refused,
-    Ended,
-}
+/// A text as it is continued: the same as an answer as it comes.
+pub type TextStream = ChatStream;
 
 /// What happens in a stream.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum StreamEvent {
-    /// More of the answer's text: whole characters.
+    /// More of the answer's text: whole characters, of whole tokens.
     Text(String),
+    /// A token of the text before it.
+    Token(StreamToken),
     /// The answer is complete; nothing follows.
     Finished {
         /// Why it ended.
         finish_reason: FinishReason,
         /// The tokens that it cost.
         usage: Usage,
+        /// How long it took.
+        metrics: Metrics,
     },
 }
 
+/// A token of an answer.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct StreamToken {
+    /// Its id.
+    pub id: TokenId,
+    /// Its text alone.
+    pub text: String,
+    /// log p of the token under the model, when `logprobs` were asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens at its place, likeliest first, when `top_logprobs` were asked for.
+    pub top_logprobs: Vec<TokenChoice>,
+}
+
 impl ChatStream {
-    pub(crate) fn new(llama: &Llama, submission: Submission, prompt_tokens: usize) -> Self {
-        let detokenizer = llama.tokenizer().detokenizer();
-        let usage = Usage { prompt_tokens, completion_tokens: 0 };
-        Self { llama: llama.clone(), state: State::Running { submission, detokenizer }, usage }
+    /// A call with one row.
+    pub(crate) fn new(answers: Answers, cancel: CancelToken) -> Self {
+        Self { answers, cancel }
     }
 
-    /// The stream of a dialog with special tags: the refusal, and nothing was computed.
-    pub(crate) fn refused(llama: &Llama) -> Self {
-        Self { llama: llama.clone(), state: State::Refused, usage: Usage::default() }
+    /// Ends the answer from anywhere: the token of the options, or one of this stream's own.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
     }
 
-    fn running(&mut self) -> Option<Result<StreamEvent, Error>> {
-        while let State::Running { submission, detokenizer } = &mut self.state {
-            match submission.events.recv().unwrap_or(Event::Failed(GenerateError::Stopped)) {
-                Event::PromptLogprobs(_) => {}
-                Event::Token { id, .. } => {
-                    self.usage.completion_tokens += 1;
-                    match detokenizer.push(id) {
-                        Ok(text) if text.is_empty() => {}
-                        Ok(text) => return Some(Ok(StreamEvent::Text(text))),
-                        Err(error) => return Some(self.fail(error.into())),
-                    }
-                }
-                Event::Finished(reason) => {
-                    let rest = match std::mem::replace(&mut self.state, State::Ending(reason)) {
-                        State::Running { detokenizer, .. } => detokenizer.finish(),
-                        _ => String::new(),
-                    };
-                    if !rest.is_empty() {
-                        return Some(Ok(StreamEvent::Text(rest)));
-                    }
-                }
-                Event::Failed(error) => return Some(self.fail(error.into())),
-            }
-        }
-        self.next()
-    }
-
-    fn fail(&mut self, error: Error) -> Result<StreamEvent, Error> {
-        self.cancel();
-        Err(error)
-    }
-
-    fn cancel(&mut self) {
-        if let State::Running { submission, .. } = std::mem::replace(&mut self.state, State::Ended) {
-            self.llama.cancel(&submission);
-        }
+    /// The next event; where there is none yet, the context's waker is woken when there is.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Result<StreamEvent, Error>>> {
+        self.answers.poll_next(context).map(|event| event.map(|event| event.map(|(_, event)| event)))
     }
 }
 
@@ -111,23 +100,18 @@ impl Iterator for ChatStream {
     type Item = Result<StreamEvent, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.state {
-            State::Running { .. } => self.running(),
-            State::Ending(finish_reason) => {
-                self.state = State::Ended;
-                Some(Ok(StreamEvent::Finished { finish_reason, usage: self.usage }))
-            }
-            State::Refused => {
-                self.state = State::Ending(FinishReason::Refused);
-                Some(Ok(StreamEvent::Text(llama_dialog::REFUSAL.to_owned())))
-            }
-            State::Ended => None,
-        }
+        self.answers.next().map(|event| event.map(|(_, event)| event))
     }
 }
 
-impl Drop for ChatStream {
-    fn drop(&mut self) {
-        self.cancel();
+#[cfg(feature = "futures")]
+impl futures_core::Stream for ChatStream {
+    type Item = Result<StreamEvent, Error>;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<<Self as Iterator>::Item>> {
+        ChatStream::poll_next(self.get_mut(), context)
     }
 }

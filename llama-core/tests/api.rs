@@ -99,6 +99,11 @@ fn a_builder_checks_its_choices_before_it_loads() {
     assert!(matches!(refused(Llama::builder()), Error::NoCheckpoint));
     assert!(matches!(refused(builder().max_batch_size(0)), Error::Option { option: "max_batch_size", .. }));
     assert!(matches!(refused(builder().max_seq_len(0)), Error::Option { option: "max_seq_len", .. }));
+    assert!(matches!(refused(builder().max_queue_len(0)), Error::Option { option: "max_queue_len", .. }));
+    assert!(matches!(
+        refused(builder().idle_slots(usize::MAX)),
+        Error::Backend(BackendError::Params { what: "n_slots", .. })
+    ));
     assert!(matches!(refused(builder().max_seq_len(4097)), Error::MaxSeqLen { found: 4097, limit: 4096 }));
     assert!(matches!(refused(builder().device(Device::Cuda(0))), Error::Option { option: "device", .. }));
     assert!(matches!(
@@ -182,16 +187,19 @@ fn a_stream_is_the_answer_in_pieces() {
             ChatOptions { seed: Some(seed), temperature: 1.5, max_gen_len: Some(20), ..Default::default() };
         let whole = llama.chat_completion(std::slice::from_ref(&dialog), &options).unwrap().remove(0);
         let mut text = String::new();
+        let mut tokens = Vec::new();
         let mut end = None;
         for event in llama.chat_stream(&dialog, &options).unwrap() {
             match event.unwrap() {
                 StreamEvent::Text(piece) => text.push_str(&piece),
-                StreamEvent::Finished { finish_reason, usage } => end = Some((finish_reason, usage)),
+                StreamEvent::Token(token) => tokens.push(token),
+                StreamEvent::Finished { finish_reason, usage, .. } => end = Some((finish_reason, usage)),
                 other => panic!("{other:?}"),
             }
         }
         assert_eq!(text, whole.generation.content);
         assert_eq!(end, Some((whole.finish_reason, whole.usage)));
+        assert_eq!(tokens.len(), whole.usage.completion_tokens);
     }
 }
 

@@ -137,13 +137,12 @@ impl Case {
             max_gen_len: self.max_gen_len.map(|len| usize::try_from(len).unwrap()),
             logprobs: self.logprobs,
             echo: self.echo,
-            seed: None,
+            ..Default::default()
         }
     }
 
     fn chat_options(&self) -> ChatOptions {
-        let GenerationOptions { temperature, top_p, max_gen_len, logprobs, seed, .. } = self.options();
-        ChatOptions { temperature, top_p, max_gen_len, logprobs, seed }
+        ChatOptions { echo: false, ..self.options() }
     }
 
     /// The dialogs, all of which are valid; none for the other calls.

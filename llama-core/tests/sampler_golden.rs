@@ -9,7 +9,7 @@ use llama_core::sampler::{Kept, Sampler, SamplingError, SamplingOptions, softmax
 use serde_json::Value;
 
 /// What the sampler would draw from, by its parts.
-fn kept(logits: &[f32], options: SamplingOptions) -> Result<Vec<Kept>, SamplingError> {
+fn kept(logits: &[f32], options: &SamplingOptions) -> Result<Vec<Kept>, SamplingError> {
     options.validate()?;
     let mut probs = logits.to_vec();
     softmax(&mut probs, options.temperature)?;
@@ -30,9 +30,10 @@ fn case(vectors: &Value, case: &Value) -> Check {
     let options = SamplingOptions {
         temperature: case["temperature"].as_f64().unwrap(),
         top_p: case["p"].as_f64().unwrap(),
+        ..Default::default()
     };
-    let found = kept(&logits, options);
-    let sampled = Sampler::new(options, 1, 0).and_then(|mut sampler| sampler.sample(&logits));
+    let found = kept(&logits, &options);
+    let sampled = Sampler::new(options.clone(), 1, 0).and_then(|mut sampler| sampler.sample(&logits));
     if case.get("error").is_some() {
         same("sample", &found.as_ref().err(), &sampled.as_ref().err())?;
         return found.map_or(Ok(()), |kept| Err(format!("expected an error, kept {}", kept.len())));

@@ -1,17 +1,30 @@
 //! What is asked of the engine, and what it answers.
 
-use std::sync::mpsc::Receiver;
+use std::sync::Arc;
+use std::time::Duration;
 
-use llama_backend::{BackendError, TokenId};
-use serde::{Deserialize, Serialize};
+use llama_backend::TokenId;
 
-use crate::sampler::{SamplingError, SamplingOptions};
+use super::{CancelToken, FinishReason, GenerateError, WhenFull};
+use crate::sampler::{Alternative, SamplingOptions};
+
+/// Requests that are handed over together, and what holds for all of them.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) requests: Vec<Request>,
+    pub(crate) cancel: CancelToken,
+    /// From submission on.
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) when_full: WhenFull,
+}
 
 /// A prompt and how to go on from it. All of it was checked: the engine trusts it.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    /// Its place in the call: its events say it.
+    pub(crate) place: usize,
     /// At least one token, at most `max_seq_len`.
-    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) prompt: Arc<[TokenId]>,
     /// New tokens at most. The engine also stops where the context is full.
     pub(crate) max_gen_len: usize,
     /// Ends the answer, and is not a part of it.
@@ -23,6 +36,8 @@ pub(crate) struct Request {
     pub(crate) row: u64,
     /// Send each new token with its logprob.
     pub(crate) logprobs: bool,
+    /// Send each new token with so many of the likeliest.
+    pub(crate) top_logprobs: usize,
     /// Send the logprobs of the prompt's tokens.
     pub(crate) prompt_logprobs: bool,
 }
@@ -43,72 +58,26 @@ impl Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RequestId(pub(crate) u64);
 
-/// A request that the engine has taken.
-#[derive(Debug)]
-pub(crate) struct Submission {
-    pub(crate) id: RequestId,
-    pub(crate) events: Receiver<Event>,
-}
-
-/// What the engine says about a request. The last event is `Finished` or `Failed`.
+/// What the engine says about a request. The last event is `Finished` or `Failed`; times are from submission on.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// It has a slot, which holds so many of the prompt's tokens already.
+    Started { at: Duration, cached_tokens: usize },
     /// Once, before the first token, when asked for: entry i is log p(token i | tokens before i), entry 0 is 0.
     PromptLogprobs(Vec<f32>),
-    /// A new token; its logprob when asked for.
-    Token { id: TokenId, logprob: Option<f32> },
+    /// A new token.
+    Token(NewToken),
     /// The answer is complete.
     Finished(FinishReason),
     /// The answer cannot be completed.
     Failed(GenerateError),
 }
 
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// The model ended it with EOS.
-    Stop,
-    /// It reached `max_gen_len`.
-    Length,
-    /// It reached `max_seq_len`: the context is full.
-    Context,
-    /// It was not begun: the dialog holds a special tag.
-    Refused,
-}
-
-/// The tokens that an answer cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-pub struct Usage {
-    /// Tokens of the prompt, BOS included.
-    pub prompt_tokens: usize,
-    /// Tokens of the answer, EOS not included.
-    pub completion_tokens: usize,
-}
-
-/// Why the engine could not complete an answer.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GenerateError {
-    /// The backend failed in a step that this request was a part of.
-    #[error("the forward pass failed: {0}")]
-    Backend(std::sync::Arc<BackendError>),
-    /// The backend gave fewer rows of logits than it was asked for.
-    #[error("the backend gave {n_rows} rows of logits, row {row} is missing")]
-    MissingLogits {
-        /// The row that is missing.
-        row: usize,
-        /// The rows that are there.
-        n_rows: usize,
-    },
-    /// No token could be chosen from the logits.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-    /// The request was cancelled.
-    #[error("the request was cancelled")]
-    Cancelled,
-    /// The engine's thread has ended, after a failure that was reported to the requests it touched.
-    #[error("the engine has stopped")]
-    Stopped,
+/// A token that was sampled; with logprobs as they were asked for.
+#[derive(Debug)]
+pub(crate) struct NewToken {
+    pub(crate) id: TokenId,
+    pub(crate) at: Duration,
+    pub(crate) logprob: Option<f32>,
+    pub(crate) alternatives: Vec<Alternative>,
 }

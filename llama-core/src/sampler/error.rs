@@ -15,6 +15,31 @@ pub enum SamplingError {
     /// `top_p` is NaN, infinite or negative.
     #[error("top_p {0} is not a finite number of at least 0")]
     TopP(f64),
+    /// `top_k` is 0, which keeps nothing.
+    #[error("top_k is 0, expected at least 1")]
+    TopK,
+    /// `min_p` is NaN or not between 0 and 1.
+    #[error("min_p {0} is not between 0 and 1")]
+    MinP(f64),
+    /// The repetition penalty is NaN, infinite, 0 or negative, or too near to 0 for a float32.
+    #[error("repetition_penalty {0} is not a finite number above 0")]
+    RepetitionPenalty(f64),
+    /// A penalty is NaN, infinite or too great for a float32.
+    #[error("{option} {penalty} is not a finite number")]
+    Penalty {
+        /// The option's name.
+        option: &'static str,
+        /// Its value.
+        penalty: f64,
+    },
+    /// A bias is NaN or infinite. (-100 bans a token well enough.)
+    #[error("the bias {bias} of token {id} is not a finite number")]
+    LogitBias {
+        /// The token.
+        id: TokenId,
+        /// Its bias.
+        bias: f32,
+    },
     /// There are no logits.
     #[error("there are no logits")]
     Empty,
@@ -30,7 +55,7 @@ pub enum SamplingError {
         /// What it was divided by; 1 for logprobs.
         temperature: f64,
     },
-    /// A logprob is asked of a token that does not exist.
+    /// A logprob is asked of a token that does not exist, or a bias given to one.
     #[error("token id {id} is out of range: there are {vocab_size} logits")]
     IdOutOfRange {
         /// The token.
@@ -50,6 +75,16 @@ impl SamplingError {
     /// assert!(error.is_invalid_option());
     /// ```
     pub fn is_invalid_option(&self) -> bool {
-        matches!(self, SamplingError::Temperature(_) | SamplingError::TopP(_))
+        use SamplingError::{LogitBias, MinP, Penalty, RepetitionPenalty, Temperature, TopK, TopP};
+        matches!(
+            self,
+            Temperature(_)
+                | TopP(_)
+                | TopK
+                | MinP(_)
+                | RepetitionPenalty(_)
+                | Penalty { .. }
+                | LogitBias { .. }
+        )
     }
 }

@@ -1,4 +1,4 @@
-//! Logits to the tokens that may be drawn: temperature, softmax, top-p.
+//! Logits to the tokens that may be drawn: temperature, softmax, top-k, top-p, min-p.
 //!
 //! The arithmetic is the reference's to the rounding, as far as it shows: probabilities are float32, their cumulative
 //! sum is kept in float64 and rounded to float32 at each token (torch's `cumsum` on a CPU), and the options are rounded
@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 
 use llama_backend::TokenId;
 
-use super::SamplingError;
+use super::{SamplingError, SamplingOptions};
 
 /// The first greatest logit.
 ///
@@ -92,22 +92,53 @@ pub struct Kept {
 /// assert_eq!(top_p(&[0.25; 4], 0.0).len(), 1);
 /// ```
 pub fn top_p(probs: &[f32], top_p: f64) -> Vec<Kept> {
-    let mut kept = Vec::new();
-    top_p_into(probs, top_p, &mut kept);
+    let mut kept = all(probs).collect();
+    keep_top_p(top_p, &mut kept);
     kept
+}
+
+fn all(probs: &[f32]) -> impl Iterator<Item = Kept> {
+    (0..).zip(probs).map(|(id, &prob)| Kept { id: TokenId(id), prob })
+}
+
+/// Likeliest first, equal ones by id: a total order.
+fn likelier(a: &Kept, b: &Kept) -> Ordering {
+    b.prob.total_cmp(&a.prob).then(a.id.0.cmp(&b.id.0))
+}
+
+/// The tokens that the options keep, likeliest first, renormalised, into a buffer that is used again: `top_k`, then `top_p`, then `min_p`, each of
+/// what the one before has left.
+pub(super) fn keep(probs: &[f32], options: &SamplingOptions, kept: &mut Vec<Kept>) {
+    kept.clear();
+    kept.extend(all(probs));
+    if let Some(top_k) = options.top_k.filter(|&top_k| top_k < kept.len()) {
+        kept.select_nth_unstable_by(top_k, likelier);
+        kept.truncate(top_k);
+        renormalise(kept);
+    }
+    keep_top_p(options.top_p, kept);
+    // Sorted by now, and never empty.
+    let least = options.min_p as f32 * kept.first().map_or(0.0, |likeliest| likeliest.prob);
+    let n_kept = kept.partition_point(|token| token.prob >= least);
+    if n_kept < kept.len() {
+        kept.truncate(n_kept);
+        renormalise(kept);
+    }
+}
+
+fn renormalise(kept: &mut [Kept]) {
+    let total = kept.iter().map(|token| f64::from(token.prob)).sum::<f64>() as f32;
+    kept.iter_mut().for_each(|token| token.prob /= total);
 }
 
 /// How many tokens are sorted at first; each further step takes eight times as many.
 const FIRST_STEP: usize = 64;
 
-/// [`top_p`] into a buffer that is used again.
+/// [`top_p`], of the tokens in a buffer.
 ///
 /// Sorting all of a vocabulary for the few tokens that are kept would take most of the time, so the likeliest are
 /// selected in steps until the sum is reached. The order is total (ties by id), hence the same as of a full sort.
-pub(super) fn top_p_into(probs: &[f32], top_p: f64, kept: &mut Vec<Kept>) {
-    kept.clear();
-    kept.extend((0..).zip(probs).map(|(id, &prob)| Kept { id: TokenId(id), prob }));
-    let order = |a: &Kept, b: &Kept| -> Ordering { b.prob.total_cmp(&a.prob).then(a.id.0.cmp(&b.id.0)) };
+fn keep_top_p(top_p: f64, kept: &mut Vec<Kept>) {
     let top_p = top_p as f32;
     // From 1 on nearly all are kept: sort at once.
     let mut step = if top_p < 1.0 { FIRST_STEP } else { kept.len() };
@@ -119,9 +150,9 @@ pub(super) fn top_p_into(probs: &[f32], top_p: f64, kept: &mut Vec<Kept>) {
         }
         let len = step.min(rest.len());
         if len < rest.len() {
-            rest.select_nth_unstable_by(len, order);
+            rest.select_nth_unstable_by(len, likelier);
         }
-        rest[..len].sort_unstable_by(order);
+        rest[..len].sort_unstable_by(likelier);
         for (i, token) in rest[..len].iter().enumerate() {
             sum += f64::from(token.prob);
             if sum as f32 - token.prob > top_p {
@@ -132,6 +163,5 @@ pub(super) fn top_p_into(probs: &[f32], top_p: f64, kept: &mut Vec<Kept>) {
         step = step.saturating_mul(8);
     };
     kept.truncate(n_kept);
-    let total = kept.iter().map(|token| f64::from(token.prob)).sum::<f64>() as f32;
-    kept.iter_mut().for_each(|token| token.prob /= total);
+    renormalise(kept);
 }

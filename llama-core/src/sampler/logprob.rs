@@ -1,6 +1,6 @@
 //! Logprobs: `log_softmax` of the raw logits.
 //!
-//! Temperature and top-p do not enter, as in the reference: a logprob says what the model thinks, not how it was sampled.
+//! Temperature, penalties and filters do not enter, as in the reference: a logprob says what the model thinks, not how it was sampled.
 //! Sums run in float64, so that a vocabulary of any size costs no accuracy.
 
 use llama_backend::TokenId;
@@ -50,4 +50,42 @@ pub fn log_sum_exp(logits: &[f32]) -> Result<f64, SamplingError> {
     }
     let greatest = f64::from(greatest);
     Ok(greatest + logits.iter().map(|&logit| (f64::from(logit) - greatest).exp()).sum::<f64>().ln())
+}
+
+/// One of the likeliest tokens at a place, and its logprob.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alternative {
+    /// The token.
+    pub id: TokenId,
+    /// Its logprob.
+    pub logprob: f32,
+}
+
+/// The `n` likeliest tokens, likeliest first, equal ones by id; all of them where there are fewer.
+///
+/// # Shapes
+///
+/// `logits: [vocab_size]`
+///
+/// # Errors
+///
+/// No logits, one that is NaN, or a greatest one that is infinite.
+///
+/// ```
+/// let best = llama_core::sampler::top_logprobs(&[0.0, 2.0, 1.0, 2.0], 2)?;
+/// assert_eq!(best.iter().map(|token| token.id.0).collect::<Vec<_>>(), [1, 3]);
+/// # Ok::<(), llama_core::sampler::SamplingError>(())
+/// ```
+pub fn top_logprobs(logits: &[f32], n: usize) -> Result<Vec<Alternative>, SamplingError> {
+    let sum = log_sum_exp(logits)?;
+    let mut ids: Vec<u32> = (0..).take(logits.len()).collect();
+    let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if n < ids.len() {
+        ids.select_nth_unstable_by(n, likelier);
+        ids.truncate(n);
+    }
+    ids.sort_unstable_by(likelier);
+    let alternative =
+        |id: u32| Alternative { id: TokenId(id), logprob: (f64::from(logits[id as usize]) - sum) as f32 };
+    Ok(ids.into_iter().map(alternative).collect())
 }

@@ -57,6 +57,19 @@ impl Detokenizer {
         Ok(text)
     }
 
+    /// Whether it holds back the beginning of a character.
+    ///
+    /// ```
+    /// # let tokenizer = llama_core::tokenizer::Tokenizer::from_bytes(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizer.model")))?;
+    /// # let mut detokenizer = tokenizer.detokenizer();
+    /// detokenizer.push(243.into())?;
+    /// assert!(detokenizer.is_incomplete());
+    /// # Ok::<(), llama_core::tokenizer::TokenizerError>(())
+    /// ```
+    pub fn is_incomplete(&self) -> bool {
+        !self.state.held.is_empty()
+    }
+
     /// What was still held back: the bytes of a character that never became complete, a U+FFFD each.
     ///
     /// ```

@@ -1,0 +1,159 @@
+//! A request that waits or runs: its history, its sampler, and what it makes of a step's logits.
+
+use std::time::{Duration, Instant};
+
+use llama_backend::{Logits, TokenId};
+
+use super::channel::EventSender;
+use super::engine::Submitted;
+use super::request::{Event, NewToken, Request};
+use super::scheduler::Step;
+use super::{CancelToken, FinishReason, GenerateError};
+use crate::sampler::{Sampler, log_softmax_at, top_logprobs};
+use crate::trace::Phases;
+
+/// What the thread keeps of a request.
+pub(super) struct Active {
+    pub(super) request: Request,
+    pub(super) events: EventSender,
+    sampler: Sampler,
+    cancel: CancelToken,
+    deadline: Option<Instant>,
+    submitted: Instant,
+    /// The prompt and what was sampled since.
+    pub(super) history: Vec<TokenId>,
+    /// Of the prompt's tokens so far, when asked for.
+    prompt_logprobs: Vec<f32>,
+    phases: Phases,
+}
+
+/// What becomes of a row after a step.
+pub(super) enum GoesOn {
+    Prefill,
+    Decode,
+    Ended(Ending),
+}
+
+/// How a request is over.
+pub(super) enum Ending {
+    Finished(FinishReason),
+    Failed(GenerateError),
+    /// The caller wants no more of it.
+    Unwanted,
+}
+
+impl Active {
+    /// An error's request gets it as its only event.
+    pub(super) fn new(submitted: Submitted) -> Result<Self, (EventSender, GenerateError)> {
+        let Submitted { id: _, request, events, cancel, deadline, at, phases } = submitted;
+        let sampler = match Sampler::new(request.sampling.clone(), request.seed, request.row) {
+            Ok(sampler) => sampler.with_prompt(&request.prompt),
+            Err(error) => return Err((events, error.into())),
+        };
+        // Nothing precedes BOS: the reference gives it 0.
+        let prompt_logprobs = if request.prompt_logprobs { vec![0.0] } else { Vec::new() };
+        let history = request.prompt.to_vec();
+        Ok(Self {
+            request,
+            events,
+            sampler,
+            cancel,
+            deadline,
+            submitted: at,
+            history,
+            prompt_logprobs,
+            phases,
+        })
+    }
+
+    /// Whether it is over before its time.
+    pub(super) fn interrupted(&self, now: Instant) -> Option<Ending> {
+        if self.events.is_unwanted() {
+            Some(Ending::Unwanted)
+        } else if self.cancel.is_cancelled() {
+            Some(Ending::Finished(FinishReason::Cancelled))
+        } else if self.deadline.is_some_and(|deadline| deadline <= now) {
+            Some(Ending::Finished(FinishReason::Deadline))
+        } else {
+            None
+        }
+    }
+
+    /// It has a slot with so many tokens of its prompt.
+    pub(super) fn start(&mut self, now: Instant, cached_tokens: usize) {
+        self.phases.prefilling(cached_tokens);
+        self.events.send(Event::Started { at: self.elapsed(now), cached_tokens });
+    }
+
+    fn elapsed(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.submitted)
+    }
+
+    /// Takes the step's rows of logits, which start at `first_row`: prompt logprobs from some, the next token from the last.
+    pub(super) fn take(
+        &mut self,
+        step: &Step,
+        first_row: usize,
+        logits: &Logits,
+        max_seq_len: usize,
+        now: Instant,
+    ) -> Result<GoesOn, GenerateError> {
+        let end_pos = step.start_pos + step.n_tokens;
+        let prompt_len = self.request.prompt.len();
+        if self.request.prompt_logprobs && step.start_pos < prompt_len {
+            // Row i holds what the model expects at position start_pos + i + 1.
+            for (i, row) in logits.rows().skip(first_row).take(step.n_tokens).enumerate() {
+                if let Some(&next) = self.request.prompt.get(step.start_pos + i + 1) {
+                    self.prompt_logprobs.push(log_softmax_at(row, next)?);
+                }
+            }
+        }
+        if end_pos < self.request.n_prefill() {
+            return Ok(GoesOn::Prefill);
+        }
+        if end_pos == self.request.n_prefill() {
+            self.send_prompt_logprobs();
+        }
+        if self.request.max_gen_len == 0 {
+            return Ok(GoesOn::Ended(Ending::Finished(FinishReason::Length)));
+        }
+        let last_row = first_row + step.want.n_rows(step.n_tokens) - 1; // this step wanted its last row
+        let row = logits
+            .row(last_row)
+            .ok_or(GenerateError::MissingLogits { row: last_row, n_rows: logits.n_rows() })?;
+        let reason = self.sample(row, max_seq_len, now)?;
+        Ok(reason.map_or(GoesOn::Decode, |reason| GoesOn::Ended(Ending::Finished(reason))))
+    }
+
+    fn sample(
+        &mut self,
+        row: &[f32],
+        max_seq_len: usize,
+        now: Instant,
+    ) -> Result<Option<FinishReason>, GenerateError> {
+        if self.history.len() == self.request.prompt.len() {
+            self.phases.decoding();
+        }
+        let id = self.sampler.sample(row)?;
+        if id == self.request.eos_id {
+            return Ok(Some(FinishReason::Stop));
+        }
+        let logprob = self.request.logprobs.then(|| log_softmax_at(row, id)).transpose()?;
+        let alternatives = match self.request.top_logprobs {
+            0 => Vec::new(),
+            n => top_logprobs(row, n)?,
+        };
+        self.history.push(id);
+        self.events.send(Event::Token(NewToken { id, at: self.elapsed(now), logprob, alternatives }));
+        if self.history.len() - self.request.prompt.len() == self.request.max_gen_len {
+            return Ok(Some(FinishReason::Length));
+        }
+        Ok((self.history.len() == max_seq_len).then_some(FinishReason::Context))
+    }
+
+    pub(super) fn send_prompt_logprobs(&mut self) {
+        if self.request.prompt_logprobs {
+            self.events.send(Event::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The scheduler's laws, without an engine.
+
+use std::sync::Arc;
+
+use llama_backend::{TokenId, Want};
+use proptest::prelude::*;
+
+use super::super::request::RequestId;
+use super::super::scheduler::{Job, Scheduler};
+
+/// A prompt that shares its beginning with no other of another number.
+fn prompt(number: usize, len: usize) -> Arc<[TokenId]> {
+    vec![TokenId(number as u32); len].into()
+}
+
+fn job(number: usize, n_prefill: usize, all_rows: bool) -> Job {
+    Job { id: RequestId(number as u64), prompt: prompt(number, n_prefill), n_prefill, all_rows }
+}
+
+/// Feeds what is planned, with tokens that are never looked at; the tokens of each job.
+fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
+    scheduler.admit();
+    let steps = scheduler.plan();
+    for step in &steps {
+        scheduler.fed(step, &vec![TokenId(step.id.0 as u32); step.n_tokens]);
+    }
+    let mut fed: Vec<_> = steps.iter().map(|step| (step.id.0, step.n_tokens)).collect();
+    fed.sort_unstable();
+    fed
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_long_ones() {
+    let mut scheduler = Scheduler::new(8, 8, 520);
+    for (number, len) in [4000, 3000, 20, 100].into_iter().enumerate() {
+        scheduler.submit(job(number, len, false));
+    }
+    assert_eq!(step(&mut scheduler), [(0, 260), (1, 140), (2, 20), (3, 100)]);
+}
+
+#[test]
+fn a_long_prompt_has_half_of_each_pass_however_many_short_ones_come() {
+    for all_rows in [false, true] {
+        let mut scheduler = Scheduler::new(4, 4, 516);
+        scheduler.submit(job(0, 2000, all_rows));
+        let mut fed = 0;
+        for pass in 1..20 {
+            for number in 0..3 {
+                scheduler.submit(job(3 * pass + number, 400, all_rows));
+            }
+            let steps = step(&mut scheduler);
+            fed += steps.iter().find(|(id, _)| *id == 0).map_or(0, |(_, n_tokens)| *n_tokens);
+            for (id, _) in steps.iter().filter(|(id, _)| *id != 0) {
+                scheduler.finish(RequestId(*id)); // and another comes
+            }
+            if fed == 2000 {
+                assert!(all_rows || pass <= 8, "{pass}");
+                break;
+            }
+            assert!(fed >= pass * if all_rows { 128 } else { 250 }, "{pass}: {fed}");
+        }
+        assert_eq!(fed, 2000);
+    }
+}
+
+proptest! {
+    /// Whatever is asked, in whatever order: every job's tokens are fed once and in order, never more than the limits.
+    #[test]
+    fn every_token_is_fed_once(
+        jobs in prop::collection::vec((1usize..900, 0usize..6, any::<bool>()), 1..12),
+        n_slots in 1usize..5,
+        idle_slots in 0usize..3,
+        chunk in 1usize..600,
+    ) {
+        let max_batch_tokens = n_slots + chunk;
+        let mut scheduler = Scheduler::new(n_slots + idle_slots, n_slots, max_batch_tokens);
+        for (i, &(n_prefill, _, all_rows)) in jobs.iter().enumerate() {
+            scheduler.submit(job(i, n_prefill, all_rows));
+        }
+        let mut fed = vec![0; jobs.len()];
+        while !scheduler.is_idle() {
+            scheduler.admit();
+            let steps = scheduler.plan();
+            prop_assert!(!steps.is_empty(), "a scheduler that is not idle has work");
+            prop_assert!(steps.iter().map(|step| step.n_tokens).sum::<usize>() <= max_batch_tokens);
+            let mut slots: Vec<_> = steps.iter().map(|step| step.slot).collect();
+            slots.sort_unstable();
+            slots.dedup();
+            prop_assert_eq!(slots.len(), steps.len(), "a slot of its own for each");
+            for step in &steps {
+                let i = step.id.0 as usize;
+                let (n_prefill, n_decode, all_rows) = jobs[i];
+                prop_assert_eq!(step.start_pos, fed[i]);
+                fed[i] += step.n_tokens;
+                let ends_known = fed[i] >= n_prefill;
+                let expected = match (all_rows && step.start_pos < n_prefill, ends_known) {
+                    (true, _) => Want::All,
+                    (false, true) => Want::Last,
+                    (false, false) => Want::None,
+                };
+                prop_assert_eq!(step.want, expected);
+                scheduler.fed(step, &vec![TokenId(i as u32); step.n_tokens]);
+                if fed[i] == n_prefill + n_decode {
+                    prop_assert_eq!(scheduler.finish(step.id), Some(step.slot));
+                } else if ends_known {
+                    scheduler.sampled(step.id);
+                }
+            }
+        }
+        for (i, &(n_prefill, n_decode, _)) in jobs.iter().enumerate() {
+            prop_assert_eq!(fed[i], n_prefill + n_decode);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! [`Answers`]: the answers of one call as they come, told apart by their place in it.
+//!
+//! There is one way from the engine's events to text: a stream is a call with one row, read event by event, and a call that waits for its
+//! answers reads them all. Rows are read in the order of their events, not one after the other, so that a row ends where its stop
+//! string comes, whichever row the caller asked for first.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use llama_backend::TokenId;
+
+use super::release::{Release, Released};
+use super::{StreamEvent, StreamToken};
+use crate::generate::{Event, FinishReason, Metrics, NewToken, Submission, Usage};
+use crate::options::{GenerationOptions, TokenChoice};
+use crate::{Error, Llama};
+
+/// One prompt of a call.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// `None` once it has ended.
+    release: Option<Release>,
+    /// The prompt's tokens that stand in front of the answer, until they are told.
+    echo: Option<Vec<TokenId>>,
+    /// The reason that counts instead of the engine's, which was not asked for an answer.
+    reason: Option<FinishReason>,
+    usage: Usage,
+    metrics: Metrics,
+    last_token_at: Duration,
+}
+
+/// A call's answers as they come.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    // Dropped first, so that the engine hears of it while it lives.
+    submission: Submission,
+    rows: Vec<Row>,
+    ready: VecDeque<(usize, StreamEvent)>,
+    /// Keeps the engine alive.
+    llama: Llama,
+}
+
+/// An answer that is complete.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<StreamToken>,
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) usage: Usage,
+    pub(crate) metrics: Metrics,
+}
+
+impl Answers {
+    /// The answers to prompts that were submitted; `None` among them stands for a dialog that was refused.
+    pub(crate) fn new(
+        llama: &Llama,
+        prompts: &[Option<&[TokenId]>],
+        options: &GenerationOptions,
+        submission: Submission,
+    ) -> Result<Self, Error> {
+        let rows = prompts.iter().map(|prompt| Row::new(llama, *prompt, options)).collect();
+        let mut answers = Self { submission, rows, ready: VecDeque::new(), llama: llama.clone() };
+        for (place, prompt) in prompts.iter().enumerate() {
+            if prompt.is_none() {
+                let text = llama_dialog::REFUSAL.to_owned();
+                answers.ready.push_back((place, StreamEvent::Text(text)));
+                answers.finish(place, FinishReason::Refused);
+            } else if !options.logprobs {
+                answers.echo(place, None)?; // with logprobs, it waits for the prompt's
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The next event, and the place of its row in the call; `None` after the last row's last. Waits for it.
+    pub(crate) fn next(&mut self) -> Option<Result<(usize, StreamEvent), Error>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.is_complete() {
+                return None;
+            }
+            let event = self.submission.recv();
+            if let Err(error) = self.take(event) {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// As [`next`](Self::next), woken by the context's waker instead of waiting.
+    pub(crate) fn poll_next(
+        &mut self,
+        context: &Context<'_>,
+    ) -> Poll<Option<Result<(usize, StreamEvent), Error>>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if self.is_complete() {
+                return Poll::Ready(None);
+            }
+            let Poll::Ready(event) = self.submission.poll_recv(context) else { return Poll::Pending };
+            if let Err(error) = self.take(event) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    /// Waits for all, in the order of the call.
+    pub(crate) fn wait(mut self) -> Result<Vec<Answer>, Error> {
+        let mut answers: Vec<Answer> = self.rows.iter().map(|_| Answer::begun()).collect();
+        while let Some(event) = self.next() {
+            let (place, event) = event?;
+            let answer = &mut answers[place]; // as many as rows
+            match event {
+                StreamEvent::Text(text) => answer.text.push_str(&text),
+                StreamEvent::Token(token) => answer.tokens.push(token),
+                StreamEvent::Finished { finish_reason, usage, metrics } => {
+                    (answer.finish_reason, answer.usage, answer.metrics) = (finish_reason, usage, metrics);
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.rows.iter().all(|row| row.release.is_none())
+    }
+
+    /// Takes an event of the engine's. After an error, every row has ended.
+    fn take(&mut self, event: Option<(usize, Event)>) -> Result<(), Error> {
+        let taken = match event {
+            Some((place, event)) => self.take_event(place, event),
+            None => Err(self.llama.engine_failure()),
+        };
+        if taken.is_err() {
+            self.submission = Submission::default();
+            self.rows.iter_mut().for_each(|row| row.release = None);
+        }
+        taken
+    }
+
+    fn take_event(&mut self, place: usize, event: Event) -> Result<(), Error> {
+        let Some(row) = self.rows.get_mut(place) else { return Ok(()) };
+        let Some(release) = row.release.as_mut() else { return Ok(()) }; // ended by a stop string
+        match event {
+            Event::Started { at, cached_tokens } => {
+                (row.metrics.queue_time, row.metrics.cached_tokens) = (at, cached_tokens);
+            }
+            Event::PromptLogprobs(logprobs) => self.echo(place, Some(&logprobs))?,
+            Event::Token(token) => {
+                row.usage.completion_tokens += 1;
+                row.metrics.time_to_first_token.get_or_insert(token.at);
+                row.last_token_at = token.at;
+                let token = describe(&self.llama, token)?;
+                let released = release.push(token)?;
+                let stopped = released.stopped;
+                self.tell(place, released);
+                if stopped {
+                    self.finish(place, FinishReason::StopString);
+                    self.submission.give_up(place);
+                }
+            }
+            Event::Finished(reason) => {
+                let reason = row.reason.filter(|_| reason == FinishReason::Length).unwrap_or(reason);
+                if let Some(release) = row.release.take() {
+                    let released = release.finish();
+                    let stopped = released.stopped;
+                    self.tell(place, released);
+                    self.finish(place, if stopped { FinishReason::StopString } else { reason });
+                }
+            }
+            Event::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Tells the prompt, with its logprobs where they were asked for.
+    fn echo(&mut self, place: usize, logprobs: Option<&[f32]>) -> Result<(), Error> {
+        let row = &mut self.rows[place]; // a row of the call
+        let Some((prompt, release)) = row.echo.take().zip(row.release.as_mut()) else { return Ok(()) };
+        let mut all = Released::default();
+        for (i, id) in prompt.into_iter().enumerate() {
+            let text = self.llama.tokenizer().decode_one(id)?;
+            let logprob = logprobs.and_then(|logprobs| logprobs.get(i)).copied();
+            let released = release.echo(StreamToken { id, text, logprob, top_logprobs: Vec::new() })?;
+            all.text.push_str(&released.text);
+            all.tokens.extend(released.tokens);
+        }
+        self.tell(place, all);
+        Ok(())
+    }
+
+    fn tell(&mut self, place: usize, released: Released) {
+        if !released.text.is_empty() {
+            self.ready.push_back((place, StreamEvent::Text(released.text)));
+        }
+        let tokens = released.tokens.into_iter().map(StreamEvent::Token);
+        self.ready.extend(tokens.map(|token| (place, token)));
+    }
+
+    fn finish(&mut self, place: usize, reason: FinishReason) {
+        let row = &mut self.rows[place]; // a row of the call
+        row.release = None;
+        let finished = row.finished(reason);
+        self.ready.push_back((place, finished));
+    }
+}
+
+impl Row {
+    fn new(llama: &Llama, prompt: Option<&[TokenId]>, options: &GenerationOptions) -> Self {
+        let echo = prompt.filter(|_| options.echo);
+        // The reference looks for EOS in the prompt too when it echoes, and cuts there.
+        let eos_id = llama.tokenizer().eos_id();
+        let eos = echo.and_then(|echo| echo.iter().position(|&id| id == eos_id));
+        Self {
+            release: prompt.map(|_| Release::new(llama.tokenizer(), options.stop.clone())),
+            echo: echo.map(|echo| echo[..eos.unwrap_or(echo.len())].to_vec()),
+            reason: eos.map(|_| FinishReason::Stop),
+            usage: Usage { prompt_tokens: prompt.map_or(0, <[_]>::len), completion_tokens: 0 },
+            metrics: Metrics::default(),
+            last_token_at: Duration::ZERO,
+        }
+    }
+
+    fn finished(&self, finish_reason: FinishReason) -> StreamEvent {
+        let mut metrics = self.metrics;
+        let first = metrics.time_to_first_token.unwrap_or_default();
+        let decoding = self.last_token_at.saturating_sub(first).as_secs_f64();
+        if self.usage.completion_tokens > 1 && decoding > 0.0 {
+            metrics.tokens_per_second = Some((self.usage.completion_tokens - 1) as f64 / decoding);
+        }
+        StreamEvent::Finished { finish_reason, usage: self.usage, metrics }
+    }
+}
+
+impl Answer {
+    fn begun() -> Self {
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish_reason: FinishReason::Length,
+            usage: Usage::default(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+/// A token in words.
+fn describe(llama: &Llama, token: NewToken) -> Result<StreamToken, Error> {
+    let tokenizer = llama.tokenizer();
+    let choices = token.alternatives.into_iter().map(|choice| {
+        let text = tokenizer.decode_one(choice.id)?;
+        Ok(TokenChoice { id: choice.id, text, logprob: choice.logprob })
+    });
+    Ok(StreamToken {
+        id: token.id,
+        text: tokenizer.decode_one(token.id)?,
+        logprob: token.logprob,
+        top_logprobs: choices.collect::<Result<_, Error>>()?,
+    })
+}
