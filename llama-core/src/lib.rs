@@ -19,6 +19,7 @@
 //!
 //! - [`Llama`] is a loaded model with the reference's three calls; [`LlamaBuilder`] has the choices that
 //!   [`Llama::build`] leaves at their defaults.
+//! - [`Session`] is a conversation that remembers, and [`ContextPolicy`] what it does when the context is full.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
@@ -42,6 +43,7 @@ mod generate;
 mod llama;
 mod options;
 mod registry;
+mod session;
 mod stream;
 mod weights;
 
@@ -50,8 +52,15 @@ pub use error::Error;
 pub use generate::{FinishReason, GenerateError, Usage};
 pub use llama::Llama;
 pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
-pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
+pub use llama_dialog::{
+    Conversation, Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT, SpecialTag, TagFound,
+    Turn,
+};
 pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
 pub use registry::BackendKind;
+pub use session::{
+    ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
+    SessionAnswer, SessionStream, Summarizer, SummaryError, SummaryRequest,
+};
 pub use stream::{ChatStream, StreamEvent};
 pub use weights::Quantization;

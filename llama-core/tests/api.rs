@@ -119,7 +119,10 @@ fn a_prompt_that_leaves_no_room_fails_the_whole_call_before_any_compute() {
     let options =
         GenerationOptions { max_gen_len: Some(1), logprobs: true, echo: true, ..Default::default() };
     let error = llama.generate(&prompts, &options).unwrap_err();
-    assert!(matches!(error, Error::ContextOverflow { row: 1, prompt: 64, limit: 64 }), "{error}");
+    assert!(
+        matches!(error, Error::ContextOverflow { row: 1, prompt: 64, reserved: 1, limit: 64 }),
+        "{error}"
+    );
     assert!(error.is_context_overflow());
     let score = GenerationOptions { max_gen_len: Some(0), ..options };
     let (tokens, logprobs) = llama.generate(&prompts, &score).unwrap();
