@@ -1,6 +1,6 @@
 //! [`Error`]: everything that can go wrong between a checkpoint on disk and an answer.
 
-use llama_backend::{BackendError, TokenId};
+use llama_backend::{BackendError, MemoryPlan, TokenId};
 use llama_dialog::{DialogError, TagFound};
 
 use crate::checkpoint::CheckpointError;
@@ -67,6 +67,15 @@ pub enum Error {
         found: usize,
         /// What the checkpoint allows.
         limit: usize,
+    },
+    /// More memory than there is.
+    #[error("{}", no_memory(plan, *available))]
+    Memory {
+        /// What the model would take.
+        plan: MemoryPlan,
+        /// The bytes that it may take: what the system has available, or the
+        /// [`memory_limit`](crate::LlamaBuilder::memory_limit).
+        available: u64,
     },
     /// A call without dialogs or prompts.
     #[error("the call holds no {what}: at least one is expected")]
@@ -165,4 +174,19 @@ fn room(prompt: usize, reserved: usize, limit: usize) -> String {
         Some(0) => ", which leaves no room to generate (max_gen_len 0 would score it)".to_owned(),
         Some(left) => format!(", which leaves {left} for the answer, and {reserved} are reserved"),
     }
+}
+
+fn no_memory(plan: &MemoryPlan, available: u64) -> String {
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    format!(
+        "the model takes {} MB ({} for weights, not counting {} used in the file's memory map, {} for the KV cache, {} for scratch), but \
+         {} MB are available: less max_seq_len or max_batch_size, or weights of fewer bits, would take less \
+         (Llama::builder().memory_limit(…) allows more)",
+        mb(plan.allocated()),
+        mb(plan.weights.saturating_sub(plan.in_place)),
+        mb(plan.in_place),
+        mb(plan.kv_cache),
+        mb(plan.scratch),
+        available / 1_000_000,
+    )
 }

@@ -41,6 +41,7 @@ mod builder;
 mod error;
 mod generate;
 mod llama;
+mod memory;
 mod options;
 mod registry;
 mod session;
@@ -51,11 +52,14 @@ pub use builder::LlamaBuilder;
 pub use error::Error;
 pub use generate::{FinishReason, GenerateError, Usage};
 pub use llama::Llama;
-pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
+pub use llama_backend::{
+    Backend, BackendError, Computation, DType, Device, MemoryPlan, ModelConfig, TokenId,
+};
 pub use llama_dialog::{
     Conversation, Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT, SpecialTag, TagFound,
     Turn,
 };
+pub use memory::MemoryLimit;
 pub use options::{ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions};
 pub use registry::BackendKind;
 pub use session::{
