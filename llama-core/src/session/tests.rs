@@ -199,7 +199,7 @@ fn dropping_leaves_the_beginning_alone_for_several_turns() {
         conversation.push_turn(format!("Tell me about the number {i}"), "There is nothing to tell.");
     }
     let drops = dropped.iter().filter(|&&n| n > 0).count();
-    assert!(drops >= 2 && drops <= 60 / 3, "{dropped:?}");
+    assert!((2..=60 / 3).contains(&drops), "{dropped:?}");
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Chat {
                 None => say("There is nothing to take back.")?,
             },
             Line::Save(file) => match fs::write(file, self.session.to_json() + "\n") {
-                Ok(()) => say(&format!("Saved {} turns to {file}.", self.n_turns()))?,
+                Ok(()) => say(&format!("Saved {} to {file}.", turns(self.n_turns())))?,
                 Err(error) => complain(&format!("{file} could not be written: {error}"))?,
             },
             Line::Load(file) => self.load(file)?,
@@ -86,7 +86,7 @@ impl Chat {
         match self.llama.session_from_json(&json) {
             Ok(session) => {
                 self.session = session.with_options(self.options.clone()).with_context(self.context.clone());
-                say(&format!("Loaded {} turns from {file}.", self.n_turns()))
+                say(&format!("Loaded {} from {file}.", turns(self.n_turns())))
             }
             Err(error) => complain(&format!("{file}: {error}")),
         }
@@ -95,10 +95,10 @@ impl Chat {
     fn show_context(&self) -> Outcome {
         match self.session.budget() {
             Ok(budget) => say(&format!(
-                "{} of {} tokens are used by {} turns, {} are reserved for the answer, {} are left.",
+                "{} of {} tokens are used by {}, {} are reserved for the answer, {} are left.",
                 budget.prompt,
                 budget.limit,
-                self.n_turns(),
+                turns(self.n_turns()),
                 budget.reserved,
                 budget.left
             )),
@@ -117,4 +117,8 @@ fn say(text: &str) -> Outcome {
 
 fn complain(text: &str) -> Outcome {
     Ok(writeln!(io::stderr(), "({text})\n")?)
+}
+
+fn turns(n: usize) -> String {
+    format!("{n} turn{}", if n == 1 { "" } else { "s" })
 }
