@@ -325,7 +325,7 @@ impl<R: Reader> Fitting<'_, R> {
     }
 
     fn summarize(&self, window: &Window, summarizer: &Summarizer) -> Result<Window, Error> {
-        let max_tokens = summarizer.max_tokens(self.room);
+        let max_tokens = summarizer.max_tokens(self.room)?;
         // Without a turn more there is nothing new to be written.
         let first = window.dropped + usize::from(window.summarised == window.dropped);
         let Some(dropped) = self.choose(first, Some(""), max_tokens)? else {

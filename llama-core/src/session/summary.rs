@@ -97,15 +97,25 @@ impl Summarizer {
         Self { closure: Some(Arc::new(write)), max_tokens: None }
     }
 
-    /// The tokens that a summary may have. Default: 256, and an eighth of the room for prompts at most.
+    /// The tokens that a summary may have, at least 1 and less than prompts may have: [`Error::Option`] when one is to be written. Default: 256,
+    /// and an eighth of the room for prompts at most.
     #[must_use]
     pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = Some(max_tokens);
         self
     }
 
-    pub(super) fn max_tokens(&self, room: usize) -> usize {
-        self.max_tokens.unwrap_or((room / 8).clamp(1, 256))
+    /// The tokens of a summary in this room.
+    pub(super) fn max_tokens(&self, room: usize) -> Result<usize, Error> {
+        match self.max_tokens {
+            None => Ok((room / 8).clamp(1, 256)),
+            Some(tokens) if (1..room).contains(&tokens) => Ok(tokens),
+            Some(tokens) => {
+                let expected =
+                    format!("at least 1, and less than the room for prompts, which is {room} tokens");
+                Err(Error::option("max_tokens", tokens, expected))
+            }
+        }
     }
 }
 

@@ -253,6 +253,11 @@ fn a_summary_that_fails_is_a_typed_error_and_changes_nothing() {
     assert!(matches!(error, Error::Summary(SummaryError::SpecialTag { offset: 3, .. })), "{error}");
     let error = fit(Summarizer::new(|_| Ok("word ".repeat(500)))).unwrap_err();
     assert!(matches!(error, Error::Summary(SummaryError::TooLong { prompt, room: 160 }) if prompt > 160));
+    for max_tokens in [0, 160] {
+        let policy = ContextPolicy::Summarize(Summarizer::model().with_max_tokens(max_tokens));
+        let error = Window::default().fit(&model, &conversation, "And now?", &policy, 40).unwrap_err();
+        assert!(matches!(error, Error::Option { option: "max_tokens", .. }), "{error}");
+    }
     // One that says nothing is none.
     let (dialog, report) = fit(Summarizer::new(|_| Ok(" \n".to_owned()))).unwrap();
     assert_eq!((report.summary, report.summarised), (None, 0));

@@ -55,9 +55,8 @@ fn stream(session: &mut Session, message: &str) -> Result<Option<FinishReason>, 
     let stream = session.send(message)?;
     let context = stream.context();
     if context.newly_dropped > 0 {
-        let instead = if context.summary.is_some() { "; a summary is, in their place" } else { "" };
-        let _ =
-            writeln!(io::stderr(), "(of the oldest turns, {} are no longer sent{instead})", context.dropped);
+        let now = if context.summary.is_some() { "sent as a summary from now on" } else { "no longer sent" };
+        let _ = writeln!(io::stderr(), "(the oldest turns, {} so far, are {now})", context.dropped);
     }
     let mut out = io::stdout();
     let mut reason = None;
