@@ -110,6 +110,23 @@ impl KvCache {
         Ok(Self { layers, shape })
     }
 
+    /// The bytes that were allocated.
+    #[cfg(test)]
+    pub(crate) fn n_bytes(&self) -> usize {
+        fn host<E>(cache: &HostCache<E>) -> usize {
+            (cache.keys.capacity() + cache.values.capacity()) * size_of::<E>()
+        }
+        let tensor = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let layer = |layer: &LayerCache| match layer {
+            LayerCache::F32(cache) => host(cache),
+            LayerCache::F16(cache) => host(cache),
+            LayerCache::Tensors(slots) => {
+                slots.iter().map(|slot| tensor(&slot.keys) + tensor(&slot.values)).sum()
+            }
+        };
+        self.layers.iter().map(layer).sum()
+    }
+
     /// Copies the first `len` positions of one slot to another, both of which exist.
     pub(crate) fn copy(&mut self, from: usize, to: usize, len: usize) -> candle_core::Result<()> {
         if from == to || len == 0 {

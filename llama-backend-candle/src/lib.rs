@@ -160,6 +160,38 @@ mod tests {
     }
 
     #[test]
+    fn a_planned_kv_cache_is_what_is_allocated() {
+        use llama_backend::testing::RandomWeights;
+
+        let tensors = Place::Tensors(candle_core::Device::Cpu);
+        for (n_kv_heads, n_layers, max_seq_len, n_slots) in [(1, 1, 1, 1), (2, 3, 50, 5), (4, 2, 77, 2)] {
+            let config = ModelConfig {
+                dim: 32,
+                n_layers,
+                n_heads: 4,
+                n_kv_heads,
+                head_dim: 8,
+                ffn_dim: 32,
+                vocab_size: 11,
+                norm_eps: 1e-5,
+                rope_theta: 1e4,
+            };
+            let weights = RandomWeights::new(config.clone(), DType::F32, 1);
+            for (place, kv_dtype) in [
+                (Place::Host(Isa::detect()), DType::F32),
+                (Place::Host(Isa::Scalar), DType::F16),
+                (tensors.clone(), DType::F32),
+            ] {
+                let mut params = LoadParams::new(max_seq_len, n_slots);
+                params.kv_dtype = kv_dtype;
+                let planned = load::plan(&place, &config, DType::F32, &params).kv_cache;
+                let model = load::load(&place, &weights, &params).unwrap();
+                assert_eq!(model.cache.n_bytes() as u64, planned, "{place:?}, {params:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_device_that_is_not_compiled_in_names_its_feature() {
         for (device, feature) in [(Device::Cuda(1), "cuda"), (Device::Metal(0), "metal")] {
             if cfg!(any(feature = "cuda", feature = "metal")) {

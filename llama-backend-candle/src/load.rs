@@ -62,8 +62,14 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     };
     let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, products]));
     match params.computation {
-        // The packed forms of some types are a little larger than their blocks.
-        Computation::Fast => MemoryPlan { weights: Packed::enlarged(dtype, plan.weights), ..plan },
+        // A device has a copy of its own.
+        _ if !on_host => MemoryPlan { in_place: 0, ..plan },
+        // All but the embeddings is packed. The packed forms of some types are a little larger than their blocks.
+        Computation::Fast if dtype.is_quantized() => {
+            let embeddings = product(&[config.vocab_size, dim, dtype.size()]) / dtype.block_len() as u128;
+            let in_place = plan.in_place.min(u64::try_from(embeddings).unwrap_or(u64::MAX));
+            MemoryPlan { weights: Packed::enlarged(dtype, plan.weights), in_place, ..plan }
+        }
         _ => plan,
     }
 }

@@ -64,4 +64,13 @@ fn a_half_precision_model_is_in_memory_once() {
         assert!(found >= file / 10 * 8, "{field} is {found}: the weights were not read");
     }
     assert!(plan.weights.abs_diff(file) < file / 1000, "planned {}", plan.weights);
+
+    // What the process has of its own, beside its code and the threads' stacks: as planned. The prompt was a quarter of the largest batch.
+    let (found, planned) = (status("RssAnon"), plan.allocated());
+    println!("{found} bytes beside the file, planned {planned}");
+    assert!(found <= planned + (16 << 20), "{found} bytes beside the file, planned {planned}");
+    assert!(found >= plan.kv_cache, "{found} bytes beside the file, a KV cache of {}", plan.kv_cache);
+    let (found, planned) = (status("VmHWM"), plan.total());
+    println!("{found} bytes at most, planned {planned}");
+    assert!(found.abs_diff(planned) < planned * 15 / 100, "{found} bytes at most, planned {planned}");
 }

@@ -54,13 +54,13 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let embeddings = product(&[vocab_size, dim]);
     let others = u128::from(config.n_params()).saturating_sub(embeddings);
     let stored = embeddings.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
-    let weights = sum(&[
-        stored,
-        match layout(dtype, params) {
-            Some(layout) => layout.n_bytes(others),
-            None => others.saturating_mul(4),
-        },
-    ]);
+    // f32 is used where it lies, and so are the embeddings of any type.
+    let (other_bytes, others_in_place) = match layout(dtype, params) {
+        Some(layout) => (layout.n_bytes(others), 0),
+        None if dtype == DType::F32 => (others.saturating_mul(4), others.saturating_mul(4)),
+        None => (others.saturating_mul(4), 0),
+    };
+    let weights = sum(&[stored, other_bytes]);
 
     let width = head_dim.saturating_add(15) / 16 * 16;
     let positions = product(&[2, n_layers, params.n_slots, params.max_seq_len]);
@@ -78,6 +78,7 @@ pub(crate) fn plan(config: &ModelConfig, dtype: DType, params: &LoadParams) -> M
     let logits = product(&[params.n_slots, vocab_size]);
     MemoryPlan {
         weights: cut(weights),
+        in_place: cut(sum(&[stored, others_in_place])),
         kv_cache: bytes(positions.saturating_mul(kv_dim)),
         scratch: bytes(sum(&[activations, rope, scores, logits])),
     }

@@ -41,7 +41,9 @@ pub(crate) fn plan(
     let mask = product(&[params.max_batch_tokens, params.max_seq_len]);
     let logits = product(&[2, params.max_batch_tokens.min(128), vocab_size]);
     let tile = if dtype == DType::F32 { 0 } else { TILE.max(dim).max(ffn_dim) as u128 };
-    MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, mask, logits, tile]))
+    let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, mask, logits, tile]));
+    // A device has a copy of its own.
+    MemoryPlan { in_place: if on_cpu { plan.in_place } else { 0 }, ..plan }
 }
 
 /// Loads a model to where it will run.

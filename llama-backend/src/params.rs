@@ -112,6 +112,9 @@ impl LoadParams {
 pub struct MemoryPlan {
     /// The weights as the engine keeps them, memory-mapped pages included.
     pub weights: u64,
+    /// Of these, what is used where the source has it, if the source [shares](crate::WeightSource::shares) it: a memory map's pages, which the
+    /// system can drop and read again.
+    pub in_place: u64,
     /// Keys and values of every slot.
     pub kv_cache: u64,
     /// Activations of the largest batch.
@@ -119,7 +122,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of an engine that keeps matrices as they are stored, norms in f32, and needs `scratch` f32
+    /// The plan of an engine that uses matrices where and as they are stored, keeps norms in f32, and needs `scratch` f32
     /// numbers beside them. Computed in 128 bits and cut at `u64::MAX`: any numbers may come, also absurd ones.
     #[must_use]
     pub fn as_stored(config: &ModelConfig, dtype: DType, params: &LoadParams, scratch: u128) -> Self {
@@ -129,10 +132,12 @@ impl MemoryPlan {
         let matrices = u128::from(config.n_params()).saturating_sub(norms);
         let matrices = matrices.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
         let weights = matrices.saturating_add(norms.saturating_mul(4));
+        let in_place = cut(matrices);
         let positions = product(&[2, config.n_layers, params.n_slots, params.max_seq_len]);
         let kv_dim = product(&[config.n_kv_heads, config.head_dim]);
         Self {
             weights: cut(weights),
+            in_place,
             kv_cache: cut(positions.saturating_mul(kv_dim).saturating_mul(params.kv_dtype.size() as u128)),
             scratch: cut(scratch.saturating_mul(4)),
         }
@@ -154,6 +159,12 @@ impl MemoryPlan {
             }
         }
         Ok(())
+    }
+
+    /// What the process has to have of its own, in bytes: all but the weights that are used in place.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        self.total().saturating_sub(self.in_place)
     }
 
     /// All of it, in bytes.

@@ -65,6 +65,13 @@ pub trait WeightSource: fmt::Debug + Send + Sync {
         out: &mut [u8],
     ) -> Result<(), WeightError>;
 
+    /// Whether [`bytes`](Self::bytes) of a tensor are memory that is there anyway, a file's memory map above all, and no copy made for the
+    /// caller. It says what a model will take; a source that does not know says no.
+    fn shares(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Says that a tensor's bytes were copied elsewhere, and will not be read again for now: a source lets go of memory that stands behind
     /// them, where it can. Reading them again is as good as before.
     fn release(&self, name: &str) {

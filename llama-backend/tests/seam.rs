@@ -117,8 +117,8 @@ fn limits_are_checked_one_by_one() {
 
 #[test]
 fn a_plan_sums_without_overflow() {
-    let plan = MemoryPlan { weights: u64::MAX - 1, kv_cache: 1, scratch: 1 };
-    assert_eq!(plan.total(), u64::MAX);
+    let plan = MemoryPlan { weights: u64::MAX - 1, in_place: u64::MAX - 2, kv_cache: 1, scratch: 1 };
+    assert_eq!((plan.total(), plan.allocated()), (u64::MAX, 2));
 }
 
 /// Slots for a vocabulary of 10, 3 slots of 8 positions, 6 tokens a batch.

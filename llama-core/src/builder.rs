@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use llama_backend::{
-    Backend, BackendError, Computation, DType, Device, ModelConfig, ModelSource, WeightSource,
+    Backend, BackendError, Computation, DType, Device, LoadParams, MemoryPlan, ModelConfig, ModelSource,
+    WeightSource,
 };
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::generate::{Engine, Limits};
+use crate::memory::{self, MemoryLimit};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Cast, Progress, Quantization, Rule, Watched};
 use crate::{BackendKind, Error, Llama};
@@ -25,7 +27,7 @@ const LLAMA2_CONTEXT: usize = 4096;
 /// let llama = Llama::builder().checkpoint("llama-2-7b-chat").max_seq_len(2048).seed(7).build()?;
 /// # Ok::<(), llama_core::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LlamaBuilder {
     checkpoint: CheckpointFrom,
     tokenizer: Option<TokenizerFrom>,
@@ -42,10 +44,11 @@ pub struct LlamaBuilder {
     idle_slots: usize,
     max_queue_len: usize,
     context_limit: Option<usize>,
+    memory_limit: MemoryLimit,
     progress: Option<Progress>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum CheckpointFrom {
     Nowhere,
     Path(PathBuf),
@@ -53,13 +56,13 @@ enum CheckpointFrom {
     Weights(Arc<dyn WeightSource>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum TokenizerFrom {
     Path(PathBuf),
     Opened(Tokenizer),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum BackendFrom {
     Kind(BackendKind),
     Custom(Arc<dyn Backend>),
@@ -102,6 +105,7 @@ impl Default for LlamaBuilder {
             idle_slots: 0,
             max_queue_len: 1024,
             context_limit: None,
+            memory_limit: MemoryLimit::default(),
             progress: None,
         }
     }
@@ -252,6 +256,13 @@ impl LlamaBuilder {
         self
     }
 
+    /// The memory that the model may take. Default: what the system has available.
+    #[must_use]
+    pub fn memory_limit(mut self, limit: MemoryLimit) -> Self {
+        self.memory_limit = limit;
+        self
+    }
+
     /// Called while weights are loaded, on the thread that loads: bytes done, bytes in all. Never for a graph, which the engine
     /// reads.
     #[must_use]
@@ -260,13 +271,46 @@ impl LlamaBuilder {
         self
     }
 
+    /// The bytes that the model will take under these choices, without loading it: its weights in their types, the KV cache and the
+    /// scratch. The checkpoint is opened, and none of it read.
+    ///
+    /// ```no_run
+    /// use llama_core::Llama;
+    ///
+    /// let plan = Llama::builder().checkpoint("llama-2-7b-chat").max_seq_len(4096).max_batch_size(1).plan()?;
+    /// println!("{} bytes, {} of them for the KV cache", plan.total(), plan.kv_cache);
+    /// # Ok::<(), llama_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build), but for [`Error::Memory`].
+    pub fn plan(&self) -> Result<MemoryPlan, Error> {
+        Ok(self.clone().prepare()?.plan)
+    }
+
     /// Opens the checkpoint and the tokenizer, and loads the model.
     ///
     /// # Errors
     ///
-    /// Every option is checked before anything is loaded; see [`Error`].
+    /// Every option is checked before anything is loaded, and so is the memory: [`Error::Memory`] has what the model takes and what there
+    /// is. See [`Error`] for the others.
     pub fn build(self) -> Result<Llama, Error> {
         let _loading = crate::trace::load();
+        let (max_seq_len, seed) = (self.max_seq_len, self.seed);
+        let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
+        let Prepared { backend, source, tokenizer, config, params, plan, available } = self.prepare()?;
+        if let Some(available) = available
+            && plan.allocated() > available
+        {
+            return Err(Error::Memory { plan, available });
+        }
+        let engine = Engine::start(limits, Arc::new(Instant::now), move || backend.load(source, &params))?;
+        Ok(Llama::new(engine, tokenizer, config, max_seq_len, seed))
+    }
+
+    /// Checks every choice, and opens what is to be loaded.
+    fn prepare(self) -> Result<Prepared, Error> {
         let sizes = [
             ("max_batch_size", self.max_batch_size),
             ("max_seq_len", self.max_seq_len),
@@ -280,6 +324,13 @@ impl LlamaBuilder {
         if let Some(dtype) = self.dtype.filter(|dtype| dtype.is_quantized()) {
             return Err(Error::option("dtype", dtype, "f32, f16 or bf16 (`quantize` makes blocks)"));
         }
+        // Of a device's memory, and of where another engine takes its own, nothing is known here.
+        let is_known = matches!(self.backend, BackendFrom::Kind(_)) && self.device == Device::Cpu;
+        let available = match self.memory_limit {
+            MemoryLimit::Available if is_known => memory::available(),
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+            MemoryLimit::Available | MemoryLimit::Unlimited => None,
+        };
         let backend = match self.backend {
             BackendFrom::Kind(kind) => kind.open(self.device)?,
             BackendFrom::Custom(backend) if self.device == Device::default() => backend,
@@ -346,10 +397,21 @@ impl LlamaBuilder {
         let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.idle_slots, self.threads);
         params.computation = self.computation;
         params.kv_dtype = self.kv_dtype;
-        let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
-        let engine = Engine::start(limits, Arc::new(Instant::now), move || backend.load(source, &params))?;
-        Ok(Llama::new(engine, tokenizer, config, self.max_seq_len, self.seed))
+        let plan = memory::plan(&*backend, &config, &source, &params)?;
+        Ok(Prepared { backend, source, tokenizer, config, params, plan, available })
     }
+}
+
+/// All that a model is loaded with.
+struct Prepared {
+    backend: Arc<dyn Backend>,
+    source: ModelSource,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    params: LoadParams,
+    plan: MemoryPlan,
+    /// The bytes that it may take; `None` for any number.
+    available: Option<u64>,
 }
 
 /// Refuses to quantise what is quantised already: each time loses.

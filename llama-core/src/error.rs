@@ -1,9 +1,11 @@
 //! [`Error`]: everything that can go wrong between a checkpoint on disk and an answer.
 
-use llama_backend::{BackendError, TokenId};
+use llama_backend::{BackendError, MemoryPlan, TokenId};
+use llama_dialog::{DialogError, TagFound};
 
 use crate::checkpoint::CheckpointError;
 use crate::generate::GenerateError;
+use crate::session::SummaryError;
 use crate::tokenizer::TokenizerError;
 
 /// Why a model could not be built or an answer not be given. Whatever it names, nothing was half done.
@@ -66,6 +68,15 @@ pub enum Error {
         /// What the checkpoint allows.
         limit: usize,
     },
+    /// More memory than there is.
+    #[error("{}", no_memory(plan, *available))]
+    Memory {
+        /// What the model would take.
+        plan: MemoryPlan,
+        /// The bytes that it may take: what the system has available, or the
+        /// [`memory_limit`](crate::LlamaBuilder::memory_limit).
+        available: u64,
+    },
     /// A call without dialogs or prompts.
     #[error("the call holds no {what}: at least one is expected")]
     Empty {
@@ -79,15 +90,42 @@ pub enum Error {
         row: usize,
     },
     /// A prompt that leaves no room in the context.
-    #[error("prompt {row} has {prompt} tokens, but the context (max_seq_len) holds {limit}{}", room(*prompt, *limit))]
+    #[error("prompt {row} has {prompt} tokens, but the context (max_seq_len) holds {limit}{}", room(*prompt, *reserved, *limit))]
     ContextOverflow {
         /// The prompt's place in the call.
         row: usize,
         /// Its tokens.
         prompt: usize,
+        /// Tokens that are to be free for the answer: one, or none for a prompt that is only scored; in a session, its
+        /// [`reserve`](crate::ContextOptions::reserve).
+        reserved: usize,
         /// `max_seq_len`.
         limit: usize,
     },
+    /// A message that leaves no room in the context though nothing is sent with it but the system prompt.
+    #[error(
+        "the message with its system prompt has {prompt} tokens, and {reserved} are reserved for the answer, but the context (max_seq_len) holds {limit}"
+    )]
+    MessageTooLong {
+        /// Tokens of the message and the system prompt.
+        prompt: usize,
+        /// Tokens that are to be free for the answer.
+        reserved: usize,
+        /// `max_seq_len`.
+        limit: usize,
+    },
+    /// A dialog that has no rendering, so that it has no tokens either.
+    #[error(transparent)]
+    SpecialTag(#[from] TagFound),
+    /// Turns could not be summarised.
+    #[error(transparent)]
+    Summary(#[from] SummaryError),
+    /// What was to be a conversation is no list of messages.
+    #[error("the conversation is no JSON list of messages: {0}")]
+    Json(serde_json::Error),
+    /// What was to be a conversation is none: the error names the message.
+    #[error(transparent)]
+    Dialog(#[from] DialogError),
     /// A token that the model does not have.
     #[error(
         "token {token} at position {position} of prompt {row} is not below the vocabulary's size {vocab_size}"
@@ -117,7 +155,7 @@ impl Error {
     /// Whether a prompt was too long: a shorter one, or a larger `max_seq_len`, would do.
     #[must_use]
     pub fn is_context_overflow(&self) -> bool {
-        matches!(self, Self::ContextOverflow { .. })
+        matches!(self, Self::ContextOverflow { .. } | Self::MessageTooLong { .. })
     }
 
     pub(crate) fn option(
@@ -129,7 +167,26 @@ impl Error {
     }
 }
 
-/// A prompt that fills the context exactly is refused only because nothing could be generated.
-fn room(prompt: usize, limit: usize) -> &'static str {
-    if prompt == limit { ", which leaves no room to generate (max_gen_len 0 would score it)" } else { "" }
+/// A prompt that would fit is refused only because too little would be left to generate.
+fn room(prompt: usize, reserved: usize, limit: usize) -> String {
+    match limit.checked_sub(prompt) {
+        None => String::new(),
+        Some(0) => ", which leaves no room to generate (max_gen_len 0 would score it)".to_owned(),
+        Some(left) => format!(", which leaves {left} for the answer, and {reserved} are reserved"),
+    }
+}
+
+fn no_memory(plan: &MemoryPlan, available: u64) -> String {
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    format!(
+        "the model takes {} MB ({} for weights, not counting {} used in the file's memory map, {} for the KV cache, {} for scratch), but \
+         {} MB are available: less max_seq_len or max_batch_size, or weights of fewer bits, would take less \
+         (Llama::builder().memory_limit(…) allows more)",
+        mb(plan.allocated()),
+        mb(plan.weights.saturating_sub(plan.in_place)),
+        mb(plan.in_place),
+        mb(plan.kv_cache),
+        mb(plan.scratch),
+        available / 1_000_000,
+    )
 }

@@ -21,6 +21,7 @@
 //!   [`Llama::build`] leaves at their defaults.
 //! - [`ChatStream`] is an answer as it comes; [`GenerationOptions`] has all that can be asked of one, [`CancelToken`] ends it, [`Metrics`] and
 //!   [`EngineStats`] count.
+//! - [`Session`] is a conversation that remembers, and [`ContextPolicy`] what it does when the context is full.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
@@ -44,8 +45,10 @@ mod builder;
 mod error;
 mod generate;
 mod llama;
+mod memory;
 mod options;
 mod registry;
+mod session;
 mod stream;
 mod trace;
 mod weights;
@@ -54,11 +57,21 @@ pub use builder::LlamaBuilder;
 pub use error::Error;
 pub use generate::{CancelToken, EngineStats, FinishReason, GenerateError, Metrics, Usage, WhenFull};
 pub use llama::Llama;
-pub use llama_backend::{Backend, BackendError, Computation, DType, Device, ModelConfig, TokenId};
-pub use llama_dialog::{Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT};
+pub use llama_backend::{
+    Backend, BackendError, Computation, DType, Device, MemoryPlan, ModelConfig, TokenId,
+};
+pub use llama_dialog::{
+    Conversation, Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT, SpecialTag, TagFound,
+    Turn,
+};
+pub use memory::MemoryLimit;
 pub use options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
 };
 pub use registry::BackendKind;
+pub use session::{
+    ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
+    SessionAnswer, SessionStream, Summarizer, SummaryError, SummaryRequest,
+};
 pub use stream::{ChatStream, StreamEvent, StreamToken, TextStream};
 pub use weights::Quantization;

@@ -271,8 +271,9 @@ impl Llama {
         }
         let limit = self.inner.max_seq_len;
         // A prompt that is only scored may fill the context; one to go on from must leave room.
-        if prompt.len() + usize::from(max_gen_len > 0) > limit {
-            return Err(Error::ContextOverflow { row, prompt: prompt.len(), limit });
+        let reserved = usize::from(max_gen_len > 0);
+        if prompt.len() + reserved > limit {
+            return Err(Error::ContextOverflow { row, prompt: prompt.len(), reserved, limit });
         }
         Ok(())
     }

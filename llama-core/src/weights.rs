@@ -79,6 +79,10 @@ impl WeightSource for Watched {
         Ok(())
     }
 
+    fn shares(&self, name: &str) -> bool {
+        self.inner.shares(name)
+    }
+
     fn release(&self, name: &str) {
         self.inner.release(name);
     }

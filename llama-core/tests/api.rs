@@ -13,7 +13,7 @@ use llama_backend::{
 use llama_core::tokenizer::Tokenizer;
 use llama_core::{
     ChatOptions, CompletionOptions, DType, Device, Dialog, Error, FinishReason, GenerationOptions, Llama,
-    LlamaBuilder, Message, ModelConfig, REFUSAL, StreamEvent, TokenId,
+    LlamaBuilder, MemoryLimit, Message, ModelConfig, REFUSAL, StreamEvent, TokenId,
 };
 
 const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat/tokenizer.model");
@@ -117,6 +117,40 @@ fn a_builder_checks_its_choices_before_it_loads() {
 }
 
 #[test]
+fn what_does_not_fit_in_memory_is_refused_with_the_numbers_before_it_is_loaded() {
+    let plan = builder().plan().unwrap();
+    assert!(plan.weights > 0 && plan.kv_cache > 0 && plan.scratch > 0);
+    builder().memory_limit(MemoryLimit::Bytes(plan.allocated())).build().unwrap();
+    builder().memory_limit(MemoryLimit::Unlimited).build().unwrap();
+    let error = builder().memory_limit(MemoryLimit::Bytes(plan.allocated() - 1)).build().unwrap_err();
+    let Error::Memory { plan: found, available } = &error else { panic!("{error}") };
+    assert_eq!((*found, *available), (plan, plan.allocated() - 1));
+    let longer = builder().max_seq_len(128).plan().unwrap();
+    assert_eq!(longer.kv_cache, 2 * plan.kv_cache);
+}
+
+/// Weights that the reader shares are planned, and need no memory of the process's own; converted ones do.
+#[cfg(feature = "candle")]
+#[test]
+fn weights_in_a_memory_map_are_not_asked_for_twice() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
+    let builder = || Llama::builder().checkpoint(dir);
+    let plan = builder().plan().unwrap();
+    let n_params = builder().build().unwrap().config().n_params();
+    let stored = if plan.weights < 3 * n_params { 2 } else { 4 };
+    assert!(plan.weights.abs_diff(stored * n_params) < plan.weights / 50, "{plan:?} for {n_params}");
+    assert!(plan.in_place > plan.weights / 10 * 9, "{plan:?}");
+    let other = if stored == 2 { DType::F32 } else { DType::BF16 };
+    assert_eq!(builder().dtype(other).plan().unwrap().in_place, 0);
+    let packed = builder().quantize(llama_core::Quantization::Q8_0).plan().unwrap();
+    assert!(packed.in_place == 0 && packed.weights < plan.weights, "{packed:?}");
+    builder().memory_limit(MemoryLimit::Bytes(plan.allocated())).build().unwrap();
+    let error =
+        builder().memory_limit(MemoryLimit::Bytes(plan.allocated())).dtype(other).build().unwrap_err();
+    assert!(matches!(error, Error::Memory { .. }), "{error}");
+}
+
+#[test]
 fn a_prompt_that_leaves_no_room_fails_the_whole_call_before_any_compute() {
     let llama = llama();
     let full: Vec<TokenId> = (0..64).map(|i| TokenId(3 + i)).collect();
@@ -124,7 +158,10 @@ fn a_prompt_that_leaves_no_room_fails_the_whole_call_before_any_compute() {
     let options =
         GenerationOptions { max_gen_len: Some(1), logprobs: true, echo: true, ..Default::default() };
     let error = llama.generate(&prompts, &options).unwrap_err();
-    assert!(matches!(error, Error::ContextOverflow { row: 1, prompt: 64, limit: 64 }), "{error}");
+    assert!(
+        matches!(error, Error::ContextOverflow { row: 1, prompt: 64, reserved: 1, limit: 64 }),
+        "{error}"
+    );
     assert!(error.is_context_overflow());
     let score = GenerationOptions { max_gen_len: Some(0), ..options };
     let (tokens, logprobs) = llama.generate(&prompts, &score).unwrap();

@@ -249,7 +249,7 @@ fn overflow_is_an_error_and_the_others_answer(case: &Case, calls: &Calls) -> Che
     let full = |prompt: &Vec<TokenId>| prompt.len() == limit;
     let first = prompts.iter().position(|prompt| prompt.as_ref().is_some_and(full));
     match case.call(calls) {
-        Some(Error::ContextOverflow { row, prompt, limit: found }) => {
+        Some(Error::ContextOverflow { row, prompt, limit: found, .. }) => {
             same("row, prompt, limit", &(first, limit, limit), &(Some(row), prompt, found))?;
         }
         Some(error) => return Err(error.to_string()),

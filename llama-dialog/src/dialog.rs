@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::llama2::{SpecialTag, TagFound, render};
-use crate::{DialogError, Expected, Message, RawMessage, Role, Segment};
+use crate::{Conversation, DialogError, Expected, Message, RawMessage, Role, Segment};
 
 /// A dialog: an optional system prompt, then user and assistant in turn, the user last.
 ///
@@ -160,12 +160,25 @@ impl Dialog {
     /// assert_eq!(dialog.turns().filter(|turn| turn.answer.is_some()).count(), 1);
     /// ```
     pub fn turns(&self) -> impl Iterator<Item = Turn<'_>> {
-        let spoken = &self.messages[usize::from(self.system().is_some())..];
-        // Chunks of [user, assistant], and one of [user] at the end; none is empty.
-        spoken.chunks(2).map(|turn| Turn {
-            user: &turn[0].content,
-            answer: turn.get(1).map(|answer| answer.content.as_str()),
-        })
+        turns(&self.messages)
+    }
+
+    /// What was said before the user's last message, and that message.
+    ///
+    /// ```
+    /// use llama_dialog::Dialog;
+    ///
+    /// let (conversation, message) = Dialog::new("Hi").then("Hello.", "Who are you?").split();
+    /// assert_eq!((conversation.turns().len(), &*message), (1, "Who are you?"));
+    /// ```
+    pub fn split(mut self) -> (Conversation, String) {
+        // A dialog is never empty; the empty string stands for what cannot be.
+        let last = self.messages.pop().map_or_else(String::new, |last| last.content);
+        (Conversation::from_checked(self.messages), last)
+    }
+
+    pub(crate) fn from_checked(messages: Vec<Message>) -> Dialog {
+        Dialog { messages }
     }
 
     /// The first special tag in any message, whoever says it; `None` means that the dialog can be rendered.
@@ -214,14 +227,7 @@ impl TryFrom<Vec<Message>> for Dialog {
     type Error = DialogError;
 
     fn try_from(messages: Vec<Message>) -> Result<Dialog, DialogError> {
-        let mut expected = Expected::SystemOrUser;
-        for (index, message) in messages.iter().enumerate() {
-            let found = message.role;
-            if !expected.allows(found) {
-                return Err(DialogError::UnexpectedRole { index, found, expected });
-            }
-            expected = Expected::after(found);
-        }
+        check_order(&messages)?;
         match messages.last() {
             None => Err(DialogError::Empty),
             Some(last) if last.role != Role::User => {
@@ -244,20 +250,45 @@ impl TryFrom<Vec<RawMessage>> for Dialog {
     type Error = DialogError;
 
     fn try_from(raw: Vec<RawMessage>) -> Result<Dialog, DialogError> {
-        let mut messages: Vec<Message> = Vec::with_capacity(raw.len());
-        for (index, RawMessage { role, content }) in raw.into_iter().enumerate() {
-            let Some(role) = Role::from_name(&role) else {
-                // A fault before this one comes first, but not that the messages read so far stop too early.
-                let expected = messages.last().map_or(Expected::SystemOrUser, |m| Expected::after(m.role));
-                return match Dialog::try_from(messages) {
-                    Err(earlier @ DialogError::UnexpectedRole { .. }) => Err(earlier),
-                    _ => Err(DialogError::UnknownRole { index, found: role, expected }),
-                };
-            };
-            messages.push(Message { role, content });
-        }
-        Dialog::try_from(messages)
+        Dialog::try_from(check_roles(raw)?)
     }
+}
+
+/// The turns of messages in order.
+pub(crate) fn turns(messages: &[Message]) -> impl ExactSizeIterator<Item = Turn<'_>> {
+    let systems = messages.iter().take_while(|message| message.role == Role::System).count();
+    // Chunks of [user, assistant], and perhaps one of [user] at the end; none is empty.
+    messages[systems..].chunks(2).map(|turn| Turn {
+        user: &turn[0].content,
+        answer: turn.get(1).map(|answer| answer.content.as_str()),
+    })
+}
+
+/// Checks who speaks when, up to where the messages stop.
+pub(crate) fn check_order(messages: &[Message]) -> Result<(), DialogError> {
+    let mut expected = Expected::SystemOrUser;
+    for (index, message) in messages.iter().enumerate() {
+        let found = message.role;
+        if !expected.allows(found) {
+            return Err(DialogError::UnexpectedRole { index, found, expected });
+        }
+        expected = Expected::after(found);
+    }
+    Ok(())
+}
+
+/// Messages whose roles exist. Of several faults the first is reported, be it a role or its place.
+pub(crate) fn check_roles(raw: Vec<RawMessage>) -> Result<Vec<Message>, DialogError> {
+    let mut messages: Vec<Message> = Vec::with_capacity(raw.len());
+    for (index, RawMessage { role, content }) in raw.into_iter().enumerate() {
+        let Some(role) = Role::from_name(&role) else {
+            let expected = messages.last().map_or(Expected::SystemOrUser, |m| Expected::after(m.role));
+            check_order(&messages)?;
+            return Err(DialogError::UnknownRole { index, found: role, expected });
+        };
+        messages.push(Message { role, content });
+    }
+    Ok(messages)
 }
 
 impl From<Dialog> for Vec<Message> {

@@ -55,6 +55,12 @@ pub enum DialogError {
         /// Who speaks last.
         found: Role,
     },
+    /// The messages of a [`Conversation`](crate::Conversation) stop before the last one was answered.
+    #[error("message {index}, the last one, is from user, expected assistant: it was not answered")]
+    Unanswered {
+        /// Position of the last message, from 0.
+        index: usize,
+    },
 }
 
 impl DialogError {
@@ -72,7 +78,8 @@ impl DialogError {
             DialogError::Empty => None,
             DialogError::UnknownRole { index, .. }
             | DialogError::UnexpectedRole { index, .. }
-            | DialogError::LastNotUser { index, .. } => Some(*index),
+            | DialogError::LastNotUser { index, .. }
+            | DialogError::Unanswered { index } => Some(*index),
         }
     }
 }

@@ -21,12 +21,14 @@
 //!
 //! What the reference (`chat_completion` of facebookresearch/llama) does is done here, to the character.
 
+mod conversation;
 mod dialog;
 mod error;
 mod llama2;
 mod message;
 mod segment;
 
+pub use conversation::Conversation;
 pub use dialog::{Dialog, Turn};
 pub use error::{DialogError, Expected};
 pub use llama2::{REFUSAL, SAFETY_SYSTEM_PROMPT, SpecialTag, TagFound, strip};

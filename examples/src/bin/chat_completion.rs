@@ -75,7 +75,7 @@ fn answer_those_that_fit(
         let asked: Vec<Dialog> = fitting.iter().map(|&row| dialogs[row].clone()).collect();
         match llama.chat_completion(&asked, options) {
             // Found before anything is computed, so asking again costs nothing.
-            Err(Error::ContextOverflow { row, prompt, limit }) if fitting.len() > 1 => {
+            Err(Error::ContextOverflow { row, prompt, limit, .. }) if fitting.len() > 1 => {
                 answers[fitting.remove(row)] = format!(
                     "Error: this dialog has {prompt} tokens, which leaves no room in {limit} (--max_seq_len)."
                 );

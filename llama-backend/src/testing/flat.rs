@@ -83,6 +83,10 @@ impl WeightSource for FlatWeights {
         Ok(self.tensor(name)?.1.clone())
     }
 
+    fn shares(&self, name: &str) -> bool {
+        self.tensor(name).is_ok()
+    }
+
     /// None: tests of memory read whole tensors.
     fn read_slice(&self, name: &str, _: usize, _: Range<usize>, _: &mut [u8]) -> Result<(), WeightError> {
         Err(WeightError::Slice { tensor: name.to_owned(), what: "flat weights have no slices".to_owned() })

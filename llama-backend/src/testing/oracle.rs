@@ -250,6 +250,7 @@ impl Backend for NaiveBackend {
         let f64_rows = |width: usize| saturating(&[8, params.max_seq_len, width]);
         MemoryPlan {
             weights: config.n_params().saturating_mul(4),
+            in_place: 0,
             // A cache of tokens: all that the next step is computed from.
             kv_cache: saturating(&[size_of::<TokenId>(), params.n_slots, params.max_seq_len]),
             scratch: f64_rows(config.dim).saturating_add(f64_rows(config.ffn_dim).saturating_mul(3)),

@@ -46,6 +46,14 @@ impl Tensor {
         }
     }
 
+    /// The file's own bytes, where they are the whole tensor.
+    fn shared(&self) -> Option<WeightBytes> {
+        match &*self.parts {
+            [part] => part.share(),
+            _ => None,
+        }
+    }
+
     /// Gathers a part of the tensor, row-major, columns counted in blocks. The error is the part whose file does not hold it.
     fn gather(&self, rows: &Range<usize>, cols: &Range<usize>, out: &mut [u8]) -> Result<(), &View> {
         if out.is_empty() {
@@ -130,9 +138,7 @@ impl WeightSource for Weights {
         /// Cache lines, and more than any element: the start of a gathered tensor suits vector loads.
         const ALIGN: usize = 64;
         let tensor = self.tensor(name)?;
-        if let [part] = &*tensor.parts
-            && let Some(bytes) = part.share()
-        {
+        if let Some(bytes) = tensor.shared() {
             return Ok(bytes);
         }
         let (n_rows, n_cols) = tensor.extent();
@@ -181,6 +187,10 @@ impl WeightSource for Weights {
             return Err(wrong(format!("a buffer of {} bytes, expected {expected}", out.len())));
         }
         self.gather(name, tensor, &rows, &cols, out)
+    }
+
+    fn shares(&self, name: &str) -> bool {
+        self.tensor(name).is_ok_and(|tensor| tensor.shared().is_some())
     }
 
     fn release(&self, name: &str) {

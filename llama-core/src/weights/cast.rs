@@ -243,6 +243,10 @@ impl WeightSource for Cast {
         Ok(())
     }
 
+    fn shares(&self, name: &str) -> bool {
+        matches!(self.way(name), Ok((_, None))) && self.inner.shares(name)
+    }
+
     fn release(&self, name: &str) {
         self.inner.release(name);
     }

@@ -224,6 +224,9 @@ pub(super) fn plan_grows_with_the_model(suite: &Suite<'_>) -> Checked {
     for &dtype in suite.backend.capabilities().dtypes {
         let found = plan(&small(), dtype, 256, 4);
         let least = small().n_params() / dtype.block_len() as u64 * dtype.size() as u64;
+        if found.in_place > found.weights {
+            return Err(Broken(format!("{found:?} for {dtype}: more in place than there is")));
+        }
         if found.weights < least || found.kv_cache == 0 || found.scratch == 0 {
             return Err(Broken(format!(
                 "{found:?} for {dtype}, expected weights of {least} bytes and nothing 0"
