@@ -46,7 +46,7 @@ impl Chat {
                 Some((message, _)) => say(&format!("Taken back: {message}"))?,
                 None => say("There is nothing to take back.")?,
             },
-            Line::Save(file) => match fs::write(file, self.session.to_json() + "\n") {
+            Line::Save(file) => match self.save(file) {
                 Ok(()) => say(&format!("Saved {} to {file}.", turns(self.n_turns())))?,
                 Err(error) => complain(&format!("{file} could not be written: {error}"))?,
             },
@@ -76,6 +76,13 @@ impl Chat {
             0 => say("So be it."),
             _ => say("So be it. The conversation goes on; /reset begins anew."),
         }
+    }
+
+    /// What was saved there before is lost only when all of the new is written.
+    fn save(&self, file: &str) -> io::Result<()> {
+        let part = format!("{file}.part");
+        fs::write(&part, self.session.to_json() + "\n")?;
+        fs::rename(part, file)
     }
 
     fn load(&mut self, file: &str) -> Outcome {
