@@ -31,7 +31,8 @@ fn options(max_gen_len: usize) -> ChatOptions {
 fn first_token(c: &mut Criterion) {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-chat");
     // One slot that answers, and one that keeps the conversation.
-    let llama = Llama::builder().checkpoint(model).max_batch_size(1).idle_slots(1).build().unwrap();
+    let llama =
+        Llama::builder().checkpoint(model).max_seq_len(1024).max_batch_size(1).idle_slots(1).build().unwrap();
     let mut group = c.benchmark_group("time to first token");
     let mut number = 1000;
     for (name, turns) in [("turn 1", 0), ("turn 10", TURNS)] {
