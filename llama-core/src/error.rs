@@ -140,6 +140,12 @@ pub enum Error {
         /// Tokens of the vocabulary.
         vocab_size: usize,
     },
+    /// A call that a guarded model does not have, because nothing in it could be judged.
+    #[error("a guarded model has no `{call}`: guards judge text (the model that it was made from has it)")]
+    Guarded {
+        /// The call.
+        call: &'static str,
+    },
     /// The engine's thread could not be started.
     #[error("the engine's thread could not be started: {0}")]
     Thread(std::io::Error),

@@ -22,6 +22,7 @@
 //! - [`ChatStream`] is an answer as it comes; [`GenerationOptions`] has all that can be asked of one, [`CancelToken`] ends it, [`Metrics`] and
 //!   [`EngineStats`] count.
 //! - [`Session`] is a conversation that remembers, and [`ContextPolicy`] what it does when the context is full.
+//! - [`Guard`] judges what goes in and what comes out, of a model that [`Llama::with_guard`] gave it.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
@@ -48,6 +49,7 @@ mod llama;
 mod memory;
 mod options;
 mod registry;
+mod safety;
 mod session;
 mod stream;
 mod trace;
@@ -69,6 +71,10 @@ pub use options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
 };
 pub use registry::BackendKind;
+pub use safety::{
+    Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome, Side, Verdict, WordList,
+    WordListError, guard_fn,
+};
 pub use session::{
     ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
     SessionAnswer, SessionStream, Summarizer, SummaryError, SummaryRequest,

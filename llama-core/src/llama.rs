@@ -10,6 +10,7 @@ use crate::generate::{Call, CancelToken, Engine, EngineStats, Request};
 use crate::options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions,
 };
+use crate::safety::{Guards, Prompt};
 use crate::stream::{Answer, Answers, ChatStream, StreamToken, TextStream};
 use crate::tokenizer::Tokenizer;
 use crate::{Dialog, Error, LlamaBuilder, Message};
@@ -29,6 +30,8 @@ use crate::{Dialog, Error, LlamaBuilder, Message};
 #[derive(Debug, Clone)]
 pub struct Llama {
     inner: Arc<Inner>,
+    /// Of this one; others may share the model with others.
+    guards: Guards,
 }
 
 #[derive(Debug)]
@@ -76,7 +79,10 @@ impl Llama {
         max_seq_len: usize,
         seed: u64,
     ) -> Self {
-        Self { inner: Arc::new(Inner { engine, tokenizer, config, max_seq_len, seed }) }
+        Self {
+            inner: Arc::new(Inner { engine, tokenizer, config, max_seq_len, seed }),
+            guards: Guards::default(),
+        }
     }
 
     /// The shape of the model.
@@ -95,6 +101,14 @@ impl Llama {
     #[must_use]
     pub fn max_seq_len(&self) -> usize {
         self.inner.max_seq_len
+    }
+
+    pub(crate) fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    pub(crate) fn guards_mut(&mut self) -> &mut Guards {
+        &mut self.guards
     }
 
     /// What the model has done since it was loaded, and what it does now.
@@ -147,9 +161,8 @@ impl Llama {
         prompts: &[impl AsRef<str>],
         options: &CompletionOptions,
     ) -> Result<Vec<CompletionPrediction>, Error> {
-        let encode = |prompt| self.inner.tokenizer.encode_prompt(prompt);
-        let prompts: Vec<_> = prompts.iter().map(AsRef::as_ref).map(encode).collect();
-        let answers = self.ask_prompts(&prompts, options, &cancel_token(options))?.wait()?;
+        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
+        let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
         Ok(answers.into_iter().map(|answer| completion_prediction(answer, options)).collect())
     }
 
@@ -160,16 +173,17 @@ impl Llama {
     /// As [`chat_stream`](Self::chat_stream).
     pub fn text_stream(&self, prompt: &str, options: &CompletionOptions) -> Result<TextStream, Error> {
         let cancel = cancel_token(options);
-        let prompt = self.inner.tokenizer.encode_prompt(prompt);
-        Ok(ChatStream::new(self.ask_prompts(&[prompt], options, &cancel)?, cancel))
+        Ok(ChatStream::new(self.ask(vec![self.text_prompt(prompt)], options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
     /// `logprobs` as many log-probabilities. With `echo`, both have the prompt's in front.
     ///
+    /// A guarded model has no such call: guards judge text, and what is said in lists of tokens has no finish reason to tell a refusal by.
+    ///
     /// # Errors
     ///
-    /// As [`chat_completion`](Self::chat_completion); [`Error::EmptyPrompt`] for a list without tokens,
+    /// As [`chat_completion`](Self::chat_completion); [`Error::Guarded`] for a guarded model, [`Error::EmptyPrompt`] for a list without tokens,
     /// [`Error::TokenOutOfRange`] for a token that the model does not have.
     #[allow(clippy::type_complexity, reason = "the reference's return type")]
     pub fn generate(
@@ -177,14 +191,18 @@ impl Llama {
         prompt_tokens: &[Vec<TokenId>],
         options: &GenerationOptions,
     ) -> Result<(Vec<Vec<TokenId>>, Option<Vec<Vec<f32>>>), Error> {
-        let answers = self.ask_prompts(prompt_tokens, options, &cancel_token(options))?.wait()?;
+        if !self.guards.is_empty() {
+            return Err(Error::Guarded { call: "generate" });
+        }
+        let prompts = prompt_tokens.iter().cloned().map(Prompt::tokens).collect();
+        let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
         let row = |answer: Answer| answer.tokens.into_iter().map(|token| (token.id, token.logprob)).unzip();
         let (tokens, logprobs): (_, Vec<Vec<Option<f32>>>) = answers.into_iter().map(row).unzip();
         let given = |row: Vec<Option<f32>>| row.into_iter().flatten().collect();
         Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(given).collect())))
     }
 
-    fn ask_dialogs(
+    pub(crate) fn ask_dialogs(
         &self,
         dialogs: &[Dialog],
         options: &GenerationOptions,
@@ -193,42 +211,29 @@ impl Llama {
         if options.echo {
             return Err(Error::option("echo", true, "false for a dialog"));
         }
-        // A dialog that cannot be encoded is one that is refused.
-        let encode = |dialog| self.inner.tokenizer.encode_dialog(dialog).ok();
-        let prompts: Vec<Option<Vec<TokenId>>> = dialogs.iter().map(encode).collect();
-        let prompts: Vec<_> = prompts.iter().map(Option::as_deref).collect();
-        self.ask(&prompts, options, cancel)
+        let prompt = |dialog| Prompt::dialog(self.tokenizer(), &self.guards, dialog);
+        self.ask(dialogs.iter().map(prompt).collect::<Result<_, _>>()?, options, cancel)
     }
 
-    fn ask_prompts(
-        &self,
-        prompts: &[Vec<TokenId>],
-        options: &GenerationOptions,
-        cancel: &CancelToken,
-    ) -> Result<Answers, Error> {
-        let prompts: Vec<_> = prompts.iter().map(|prompt| Some(&**prompt)).collect();
-        self.ask(&prompts, options, cancel)
+    fn text_prompt(&self, text: &str) -> Prompt {
+        Prompt::text(self.tokenizer(), &self.guards, text)
     }
 
-    /// Checks the whole call, before any compute, and hands it to the engine; a `None` among the prompts stands for a refused dialog.
+    /// Checks the whole call, before any compute, and hands to the engine what is to be computed.
     fn ask(
         &self,
-        prompts: &[Option<&[TokenId]>],
+        prompts: Vec<Prompt>,
         options: &GenerationOptions,
         cancel: &CancelToken,
     ) -> Result<Answers, Error> {
-        let requests = self.requests(prompts, options)?;
+        let requests = self.requests(&prompts, options)?;
         let (deadline, when_full) = (options.deadline, options.when_full);
         let call = Call { requests, cancel: cancel.clone(), deadline, when_full };
         let submission = self.inner.engine.submit(call)?;
-        Answers::new(self, prompts, options, submission)
+        Answers::new(self, &prompts, options, submission)
     }
 
-    fn requests(
-        &self,
-        prompts: &[Option<&[TokenId]>],
-        options: &GenerationOptions,
-    ) -> Result<Vec<Request>, Error> {
+    fn requests(&self, prompts: &[Prompt], options: &GenerationOptions) -> Result<Vec<Request>, Error> {
         if prompts.is_empty() {
             return Err(Error::Empty { what: "prompts" });
         }
@@ -236,7 +241,7 @@ impl Llama {
         let max_gen_len = options.max_gen_len.unwrap_or(self.inner.max_seq_len - 1);
         // How many earlier rows have the same prompt: their random streams differ, all others depend on the seed alone.
         let mut seen: HashMap<&[TokenId], u64> = HashMap::new();
-        let rows = prompts.iter().enumerate().filter_map(|(row, prompt)| Some((row, (*prompt)?)));
+        let rows = prompts.iter().enumerate().filter_map(|(row, prompt)| Some((row, prompt.to_compute()?)));
         rows.map(|(row, prompt)| {
             self.check_prompt(row, prompt, max_gen_len)?;
             let count = seen.entry(prompt).or_default();
@@ -285,22 +290,39 @@ impl Llama {
 }
 
 /// The caller's token, or one that nobody else has.
-fn cancel_token(options: &GenerationOptions) -> CancelToken {
+pub(crate) fn cancel_token(options: &GenerationOptions) -> CancelToken {
     options.cancel.clone().unwrap_or_default()
 }
 
-fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
-    let CompletionPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics } =
-        completion_prediction(answer, options);
+pub(crate) fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
+    let CompletionPrediction {
+        generation,
+        tokens,
+        logprobs,
+        top_logprobs,
+        finish_reason,
+        judgements,
+        usage,
+        metrics,
+    } = completion_prediction(answer, options);
     let generation = Message::assistant(generation);
-    ChatPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics }
+    ChatPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics }
 }
 
 fn completion_prediction(answer: Answer, options: &CompletionOptions) -> CompletionPrediction {
-    let Answer { text, tokens, finish_reason, usage, metrics } = answer;
+    let Answer { text, tokens, finish_reason, judgements, usage, metrics } = answer;
     let logprobs = options.logprobs.then(|| tokens.iter().filter_map(|token| token.logprob).collect());
     let choices = |token: &StreamToken| token.top_logprobs.clone();
     let top_logprobs = (options.top_logprobs > 0).then(|| tokens.iter().map(choices).collect());
     let tokens = options.logprobs.then(|| tokens.into_iter().map(|token| token.text).collect());
-    CompletionPrediction { generation: text, tokens, logprobs, top_logprobs, finish_reason, usage, metrics }
+    CompletionPrediction {
+        generation: text,
+        tokens,
+        logprobs,
+        top_logprobs,
+        finish_reason,
+        judgements,
+        usage,
+        metrics,
+    }
 }

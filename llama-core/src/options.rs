@@ -7,6 +7,7 @@ use llama_backend::TokenId;
 use serde::{Deserialize, Serialize};
 
 use crate::generate::{CancelToken, FinishReason, Metrics, Usage, WhenFull};
+use crate::safety::Judgement;
 use crate::sampler::{SamplingError, SamplingOptions};
 use crate::{Error, Message};
 
@@ -202,6 +203,9 @@ pub struct ChatPrediction {
     pub top_logprobs: Option<Vec<Vec<TokenChoice>>>,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
+    /// What guards have refused or replaced, in the prompt and in the answer. Under [`FinishReason::Guarded`] the last of them says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judgements: Vec<Judgement>,
     /// The tokens that it cost.
     pub usage: Usage,
     /// How long it took.
@@ -212,14 +216,16 @@ pub struct ChatPrediction {
 /// Whether the answers are the same, however long they took.
 impl PartialEq for ChatPrediction {
     fn eq(&self, other: &Self) -> bool {
-        let Self { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics: _ } = self;
-        (generation, tokens, logprobs, top_logprobs, finish_reason, usage)
+        let Self { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics: _ } =
+            self;
+        (generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage)
             == (
                 &other.generation,
                 &other.tokens,
                 &other.logprobs,
                 &other.top_logprobs,
                 &other.finish_reason,
+                &other.judgements,
                 &other.usage,
             )
     }
@@ -242,6 +248,9 @@ pub struct CompletionPrediction {
     pub top_logprobs: Option<Vec<Vec<TokenChoice>>>,
     /// Why the text ended.
     pub finish_reason: FinishReason,
+    /// What guards have refused or replaced, in the prompt and in the answer. Under [`FinishReason::Guarded`] the last of them says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judgements: Vec<Judgement>,
     /// The tokens that it cost.
     pub usage: Usage,
     /// How long it took.
@@ -252,14 +261,16 @@ pub struct CompletionPrediction {
 /// Whether the answers are the same, however long they took.
 impl PartialEq for CompletionPrediction {
     fn eq(&self, other: &Self) -> bool {
-        let Self { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics: _ } = self;
-        (generation, tokens, logprobs, top_logprobs, finish_reason, usage)
+        let Self { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics: _ } =
+            self;
+        (generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage)
             == (
                 &other.generation,
                 &other.tokens,
                 &other.logprobs,
                 &other.top_logprobs,
                 &other.finish_reason,
+                &other.judgements,
                 &other.usage,
             )
     }

@@ -1,6 +1,7 @@
 //! [`ChatStream`]: an answer as it comes.
 
 mod answers;
+mod judge;
 mod release;
 
 use std::task::{Context, Poll};
@@ -11,6 +12,7 @@ pub(crate) use self::answers::{Answer, Answers};
 use crate::Error;
 use crate::generate::{CancelToken, FinishReason, Metrics, Usage};
 use crate::options::TokenChoice;
+use crate::safety::Judgement;
 
 /// An answer as it comes: pieces of text, each followed by the tokens that it is made of, then how it ended. The pieces join to exactly what
 /// [`chat_completion`](crate::Llama::chat_completion) returns.
@@ -21,6 +23,9 @@ use crate::options::TokenChoice;
 ///
 /// Who reads slowly, or not at all, holds up nobody: the model goes on, and what it says is kept until it is read, which is never more than
 /// an answer (`max_gen_len`, `max_seq_len` at most).
+///
+/// The guards of a model ([`Llama::with_guard`](crate::Llama::with_guard)) are asked while the next event is waited for, on the thread that does; so
+/// `poll_next` takes as long as they do.
 ///
 /// ```no_run
 /// # use llama_core::{ChatOptions, Dialog, Llama};
@@ -57,6 +62,8 @@ pub enum StreamEvent {
     Finished {
         /// Why it ended.
         finish_reason: FinishReason,
+        /// What guards have refused or replaced, in its prompt and in itself. Under [`FinishReason::Guarded`] the last of them says why.
+        judgements: Vec<Judgement>,
         /// The tokens that it cost.
         usage: Usage,
         /// How long it took.
@@ -82,6 +89,11 @@ impl ChatStream {
     /// A call with one row.
     pub(crate) fn new(answers: Answers, cancel: CancelToken) -> Self {
         Self { answers, cancel }
+    }
+
+    /// The last message of the dialog where it is not to be kept as it was given.
+    pub(crate) fn message(&self) -> Option<&str> {
+        self.answers.message(0)
     }
 
     /// Ends the answer from anywhere: the token of the options, or one of this stream's own.

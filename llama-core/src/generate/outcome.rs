@@ -27,6 +27,8 @@ pub enum FinishReason {
     Deadline,
     /// It was not begun: the dialog holds a special tag.
     Refused,
+    /// A guard refused the prompt, so that it was not begun, or what was to follow; what was told until then is kept.
+    Guarded,
 }
 
 /// The tokens that an answer cost.

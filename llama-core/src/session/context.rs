@@ -9,8 +9,8 @@
 
 use llama_dialog::{Conversation, TagFound};
 
-use super::summary::{self, Summarizer, Writer};
-use crate::{ChatOptions, Dialog, Error, Llama};
+use super::summary::{self, Summarizer, SummaryError, Writer};
+use crate::{ChatOptions, Dialog, Error, FinishReason, Llama};
 
 /// How the tokens of a context are spent.
 ///
@@ -183,6 +183,9 @@ impl Reader for Llama {
     fn answer(&self, dialog: &Dialog, max_gen_len: usize) -> Result<String, Error> {
         let options = ChatOptions { temperature: 0.0, max_gen_len: Some(max_gen_len), ..Default::default() };
         let answers = self.chat_completion(std::slice::from_ref(dialog), &options)?;
+        if answers.iter().any(|answer| answer.finish_reason == FinishReason::Guarded) {
+            return Err(SummaryError::Guarded.into());
+        }
         Ok(answers.into_iter().map(|answer| answer.generation.content).collect())
     }
 }

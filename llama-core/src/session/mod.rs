@@ -21,6 +21,7 @@ pub use stream::{LeftOut, LeftOutReason, SessionStream};
 pub use summary::{Summarizer, SummaryError, SummaryRequest};
 
 use crate::generate::FinishReason;
+use crate::llama::{cancel_token, chat_prediction};
 use crate::options::{ChatOptions, ChatPrediction};
 use crate::{Dialog, Error, Llama};
 
@@ -45,7 +46,8 @@ use crate::{Dialog, Error, Llama};
 /// by the context is kept as far as it came. One that was ended before its time, cancelled, out of time, dropped or failed, is not a
 /// part of the conversation: [`left_out`](Self::left_out) has both texts until the next message, and [`keep`](Self::keep) adds them.
 /// A message that was refused for a special tag is there too, and so is an answer that spells one: no dialog
-/// with it could be sent again.
+/// with it could be sent again. What a guard refused is kept nowhere: there is the answer as far as it was told, and no message where something was
+/// refused before the answer. A message that a guard replaced is kept as it was sent.
 ///
 /// **What is sent.** [`ContextOptions`] say what happens when the conversation outgrows the context. The record stays whole, and so does
 /// what is saved; a summary belongs to the session at hand, and is written anew where one that was loaded needs it.
@@ -153,6 +155,7 @@ impl Session {
         let (dialog, context) = self.fit(&message)?;
         let stream = self.llama.chat_stream(&dialog, &self.options)?;
         self.left_out = None;
+        let message = stream.message().map_or(message, str::to_owned);
         Ok(SessionStream::new(self, stream, message, context))
     }
 
@@ -164,10 +167,13 @@ impl Session {
     pub fn ask(&mut self, message: impl Into<String>) -> Result<SessionAnswer, Error> {
         let message = message.into();
         let (dialog, context) = self.fit(&message)?;
+        let cancel = cancel_token(&self.options);
+        let answers = self.llama.ask_dialogs(std::slice::from_ref(&dialog), &self.options, &cancel)?;
         self.left_out = None;
-        let answered = self.llama.chat_completion(std::slice::from_ref(&dialog), &self.options);
-        match answered.map(|answers| answers.into_iter().next()) {
-            Ok(Some(prediction)) => {
+        let message = answers.message(0).map_or(message, str::to_owned);
+        match answers.wait().map(|answers| answers.into_iter().next()) {
+            Ok(Some(answer)) => {
+                let prediction = chat_prediction(answer, &self.options);
                 let text = prediction.generation.content.clone();
                 self.record(message, text, prediction.finish_reason);
                 Ok(SessionAnswer { prediction, context })
@@ -237,6 +243,7 @@ impl Session {
     fn record(&mut self, message: String, answer: String, reason: FinishReason) {
         let left_out = match reason {
             FinishReason::Refused => Some(LeftOutReason::Refused),
+            FinishReason::Guarded => Some(LeftOutReason::Guarded),
             _ if SpecialTag::find(&answer).is_some() => Some(LeftOutReason::SpecialTag),
             FinishReason::Cancelled | FinishReason::Deadline => Some(LeftOutReason::Interrupted),
             _ => None,

@@ -19,7 +19,7 @@ pub struct SessionStream<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeftOut {
-    /// What the user said.
+    /// What the user said; empty where a guard refused what was sent.
     pub message: String,
     /// The answer as far as it came.
     pub answer: String,
@@ -39,6 +39,8 @@ pub enum LeftOutReason {
     Refused,
     /// The answer spells a special tag: the conversation could not be sent again.
     SpecialTag,
+    /// A guard refused what was sent, or the answer.
+    Guarded,
 }
 
 impl<'a> SessionStream<'a> {

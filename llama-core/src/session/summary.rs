@@ -66,6 +66,9 @@ pub enum SummaryError {
         /// The byte at which it begins.
         offset: usize,
     },
+    /// A guard refused what was to be summarised, or the summary.
+    #[error("a guard refused the summary")]
+    Guarded,
     /// It is longer than it was to be.
     #[error("with its summary the prompt has {prompt} tokens, there is room for {room}")]
     TooLong {

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use llama_backend::TokenId;
 
-use super::release::{Release, Released};
+use super::judge::Judge;
+use super::release::{End, Release, Released};
 use super::{StreamEvent, StreamToken};
 use crate::generate::{Event, FinishReason, Metrics, NewToken, Submission, Usage};
 use crate::options::{GenerationOptions, TokenChoice};
+use crate::safety::{Judgement, Prompt};
 use crate::{Error, Llama};
 
 /// One prompt of a call.
@@ -25,6 +27,9 @@ pub(crate) struct Row {
     echo: Option<Vec<TokenId>>,
     /// The reason that counts instead of the engine's, which was not asked for an answer.
     reason: Option<FinishReason>,
+    judgements: Vec<Judgement>,
+    /// The message that it answers, where it is not to be kept as it was given.
+    message: Option<String>,
     usage: Usage,
     metrics: Metrics,
     last_token_at: Duration,
@@ -47,25 +52,26 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) tokens: Vec<StreamToken>,
     pub(crate) finish_reason: FinishReason,
+    pub(crate) judgements: Vec<Judgement>,
     pub(crate) usage: Usage,
     pub(crate) metrics: Metrics,
 }
 
 impl Answers {
-    /// The answers to prompts that were submitted; `None` among them stands for a dialog that was refused.
+    /// The answers to prompts of which those that are to be computed were submitted.
     pub(crate) fn new(
         llama: &Llama,
-        prompts: &[Option<&[TokenId]>],
+        prompts: &[Prompt],
         options: &GenerationOptions,
         submission: Submission,
     ) -> Result<Self, Error> {
-        let rows = prompts.iter().map(|prompt| Row::new(llama, *prompt, options)).collect();
+        let rows = prompts.iter().map(|prompt| Row::new(llama, prompt, options)).collect();
         let mut answers = Self { submission, rows, ready: VecDeque::new(), llama: llama.clone() };
         for (place, prompt) in prompts.iter().enumerate() {
-            if prompt.is_none() {
-                let text = llama_dialog::REFUSAL.to_owned();
-                answers.ready.push_back((place, StreamEvent::Text(text)));
-                answers.finish(place, FinishReason::Refused);
+            if let Some(reason) = prompt.refused {
+                let text = Prompt::refusal(reason).map(|text| StreamEvent::Text(text.to_owned()));
+                answers.ready.extend(text.map(|text| (place, text)));
+                answers.finish(place, reason);
             } else if !options.logprobs {
                 answers.echo(place, None)?; // with logprobs, it waits for the prompt's
             }
@@ -117,12 +123,18 @@ impl Answers {
             match event {
                 StreamEvent::Text(text) => answer.text.push_str(&text),
                 StreamEvent::Token(token) => answer.tokens.push(token),
-                StreamEvent::Finished { finish_reason, usage, metrics } => {
-                    (answer.finish_reason, answer.usage, answer.metrics) = (finish_reason, usage, metrics);
+                StreamEvent::Finished { finish_reason, judgements, usage, metrics } => {
+                    (answer.finish_reason, answer.judgements) = (finish_reason, judgements);
+                    (answer.usage, answer.metrics) = (usage, metrics);
                 }
             }
         }
         Ok(answers)
+    }
+
+    /// The message of a row where it is not to be kept as it was given.
+    pub(crate) fn message(&self, place: usize) -> Option<&str> {
+        self.rows.get(place).and_then(|row| row.message.as_deref())
     }
 
     fn is_complete(&self) -> bool {
@@ -144,7 +156,7 @@ impl Answers {
 
     fn take_event(&mut self, place: usize, event: Event) -> Result<(), Error> {
         let Some(row) = self.rows.get_mut(place) else { return Ok(()) };
-        let Some(release) = row.release.as_mut() else { return Ok(()) }; // ended by a stop string
+        let Some(release) = row.release.as_mut() else { return Ok(()) }; // ended by a stop string or a guard
         match event {
             Event::Started { at, cached_tokens } => {
                 (row.metrics.queue_time, row.metrics.cached_tokens) = (at, cached_tokens);
@@ -156,10 +168,8 @@ impl Answers {
                 row.last_token_at = token.at;
                 let token = describe(&self.llama, token)?;
                 let released = release.push(token)?;
-                let stopped = released.stopped;
-                self.tell(place, released);
-                if stopped {
-                    self.finish(place, FinishReason::StopString);
+                if let Some(reason) = self.tell(place, released) {
+                    self.finish(place, reason);
                     self.submission.give_up(place);
                 }
             }
@@ -167,9 +177,8 @@ impl Answers {
                 let reason = row.reason.filter(|_| reason == FinishReason::Length).unwrap_or(reason);
                 if let Some(release) = row.release.take() {
                     let released = release.finish();
-                    let stopped = released.stopped;
-                    self.tell(place, released);
-                    self.finish(place, if stopped { FinishReason::StopString } else { reason });
+                    let ended = self.tell(place, released);
+                    self.finish(place, ended.unwrap_or(reason));
                 }
             }
             Event::Failed(error) => return Err(error.into()),
@@ -193,12 +202,18 @@ impl Answers {
         Ok(())
     }
 
-    fn tell(&mut self, place: usize, released: Released) {
+    /// Tells what was released; gives why it ends the answer, if it does.
+    fn tell(&mut self, place: usize, released: Released) -> Option<FinishReason> {
+        self.rows[place].judgements.extend(released.judgements); // a row of the call
         if !released.text.is_empty() {
             self.ready.push_back((place, StreamEvent::Text(released.text)));
         }
         let tokens = released.tokens.into_iter().map(StreamEvent::Token);
         self.ready.extend(tokens.map(|token| (place, token)));
+        released.end.map(|end| match end {
+            End::StopString => FinishReason::StopString,
+            End::Guarded => FinishReason::Guarded,
+        })
     }
 
     fn finish(&mut self, place: usize, reason: FinishReason) {
@@ -210,29 +225,36 @@ impl Answers {
 }
 
 impl Row {
-    fn new(llama: &Llama, prompt: Option<&[TokenId]>, options: &GenerationOptions) -> Self {
-        let echo = prompt.filter(|_| options.echo);
+    fn new(llama: &Llama, prompt: &Prompt, options: &GenerationOptions) -> Self {
+        let tokens = prompt.to_compute();
+        let echo = tokens.filter(|_| options.echo);
         // The reference looks for EOS in the prompt too when it echoes, and cuts there.
         let eos_id = llama.tokenizer().eos_id();
         let eos = echo.and_then(|echo| echo.iter().position(|&id| id == eos_id));
         Self {
-            release: prompt.map(|_| Release::new(llama.tokenizer(), options.stop.clone())),
+            release: tokens.map(|_| {
+                let judge = Judge::new(llama.guards(), prompt);
+                Release::new(llama.tokenizer(), options.stop.clone(), judge)
+            }),
             echo: echo.map(|echo| echo[..eos.unwrap_or(echo.len())].to_vec()),
             reason: eos.map(|_| FinishReason::Stop),
-            usage: Usage { prompt_tokens: prompt.map_or(0, <[_]>::len), completion_tokens: 0 },
+            judgements: prompt.judgements.clone(),
+            message: prompt.message(),
+            usage: Usage { prompt_tokens: tokens.map_or(0, <[_]>::len), completion_tokens: 0 },
             metrics: Metrics::default(),
             last_token_at: Duration::ZERO,
         }
     }
 
-    fn finished(&self, finish_reason: FinishReason) -> StreamEvent {
+    fn finished(&mut self, finish_reason: FinishReason) -> StreamEvent {
         let mut metrics = self.metrics;
         let first = metrics.time_to_first_token.unwrap_or_default();
         let decoding = self.last_token_at.saturating_sub(first).as_secs_f64();
         if self.usage.completion_tokens > 1 && decoding > 0.0 {
             metrics.tokens_per_second = Some((self.usage.completion_tokens - 1) as f64 / decoding);
         }
-        StreamEvent::Finished { finish_reason, usage: self.usage, metrics }
+        let judgements = std::mem::take(&mut self.judgements);
+        StreamEvent::Finished { finish_reason, judgements, usage: self.usage, metrics }
     }
 }
 
@@ -242,6 +264,7 @@ impl Answer {
             text: String::new(),
             tokens: Vec::new(),
             finish_reason: FinishReason::Length,
+            judgements: Vec::new(),
             usage: Usage::default(),
             metrics: Metrics::default(),
         }
