@@ -82,6 +82,11 @@ fn whole_words(text: &str) -> usize {
     if n > LONGEST_WORD { text.len() } else { text.len() - len }
 }
 
+/// Whether no word goes on across this place.
+pub(super) fn ends_a_word(text: &str, at: usize) -> bool {
+    whole_words(&text[..at]) == at || !text[at..].starts_with(char::is_alphanumeric)
+}
+
 /// As much of a text as is whole sentences or lines; `None` where there is none.
 fn sentences(text: &str) -> Option<usize> {
     let mut ends = None;

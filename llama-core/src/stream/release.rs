@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::StreamToken;
-use super::judge::Judge;
+use super::judge::{Judge, ends_a_word};
 use crate::safety::Judgement;
 use crate::tokenizer::{Detokenizer, Tokenizer, TokenizerError};
 
@@ -133,10 +133,13 @@ impl Release {
         held.len() - self.stop.iter().filter_map(begun).max().unwrap_or(0)
     }
 
-    /// How much of the text may be said.
+    /// How much of the text may be said. Where it is judged, whole words: the beginning of one may read as another.
     fn free(&self) -> usize {
-        let unjudged = self.judge.as_ref().map(Judge::free);
-        self.unstopped().min(unjudged.unwrap_or(usize::MAX))
+        let unstopped = self.unstopped();
+        let Some(judge) = &self.judge else { return unstopped };
+        let free = unstopped.min(judge.free());
+        let ends = self.tokens.iter().map_while(|(_, end)| *end).take_while(|&end| end <= free);
+        ends.filter(|&end| ends_a_word(&self.held, end)).last().unwrap_or(0)
     }
 
     /// Has the answer judged as far as the first `len` bytes of what is held; gives how many there are then, since some may be replaced.
