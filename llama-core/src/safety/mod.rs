@@ -9,6 +9,7 @@
 //!
 //! The format's special tags are not the affair of a guard: a dialog that holds one has no rendering, guards or not.
 
+mod classifier;
 mod prompt;
 mod words;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::classifier::{Classifier, ClassifierError};
 pub(crate) use self::prompt::Prompt;
 pub use self::words::{WordList, WordListError};
 use crate::{Llama, Message, Role};
