@@ -263,6 +263,7 @@ impl Llama {
     /// What is refused ends with [`FinishReason::Guarded`](crate::FinishReason::Guarded): a prompt before it is computed, with an empty answer; an
     /// answer where it stands, with what was told. It appears nowhere: no text, token or logprob of it is told, nor kept by a [`Session`](crate::Session).
     /// Alternatives (`top_logprobs`) of the tokens that are told are not judged.
+    /// A call's `deadline` runs from when its prompts were judged; what guards take of an answer's time is not taken off it.
     ///
     /// ```no_run
     /// use llama_core::{ChatOptions, Dialog, FinishReason, HoldBack, Llama, WordList};
