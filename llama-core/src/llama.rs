@@ -289,7 +289,7 @@ fn cancel_token(options: &GenerationOptions) -> CancelToken {
     options.cancel.clone().unwrap_or_default()
 }
 
-fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
+pub(crate) fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
     let CompletionPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, usage, metrics } =
         completion_prediction(answer, options);
     let generation = Message::assistant(generation);

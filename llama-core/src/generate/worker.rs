@@ -192,7 +192,8 @@ impl Worker {
         self.model.forward(&Batch::new(&runs), &mut self.logits)
     }
 
-    /// A failed forward pass fails the requests that were a part of it. A slot that is lost may be another's: an idle one's prefix then.
+    /// A failed forward pass fails the requests that were a part of it. A slot that is lost may be another's: an idle one's prefix is
+    /// forgotten then, and a row that had no part in the pass is fed from its beginning.
     fn fail(&mut self, steps: &[Step], error: BackendError) -> Result<(), BackendError> {
         if let BackendError::SlotLost { slot, .. } = &error
             && steps.iter().all(|step| step.slot != *slot)

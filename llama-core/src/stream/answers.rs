@@ -113,14 +113,7 @@ impl Answers {
         let mut answers: Vec<Answer> = self.rows.iter().map(|_| Answer::begun()).collect();
         while let Some(event) = self.next() {
             let (place, event) = event?;
-            let answer = &mut answers[place]; // as many as rows
-            match event {
-                StreamEvent::Text(text) => answer.text.push_str(&text),
-                StreamEvent::Token(token) => answer.tokens.push(token),
-                StreamEvent::Finished { finish_reason, usage, metrics } => {
-                    (answer.finish_reason, answer.usage, answer.metrics) = (finish_reason, usage, metrics);
-                }
-            }
+            answers[place].take(event); // as many as rows
         }
         Ok(answers)
     }
@@ -237,7 +230,17 @@ impl Row {
 }
 
 impl Answer {
-    fn begun() -> Self {
+    pub(crate) fn take(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Text(text) => self.text.push_str(&text),
+            StreamEvent::Token(token) => self.tokens.push(token),
+            StreamEvent::Finished { finish_reason, usage, metrics } => {
+                (self.finish_reason, self.usage, self.metrics) = (finish_reason, usage, metrics);
+            }
+        }
+    }
+
+    pub(crate) fn begun() -> Self {
         Self {
             text: String::new(),
             tokens: Vec::new(),
