@@ -146,7 +146,7 @@ fn an_answer_that_was_cancelled_or_out_of_time_is_set_aside_as_far_as_it_came() 
         let mut stream = session.send(message).unwrap();
         let cancel = stream.cancel_token();
         let mut ended = None;
-        while let Some(event) = stream.next() {
+        for event in stream.by_ref() {
             match event.unwrap() {
                 StreamEvent::Text(piece) => {
                     text.push_str(&piece);
