@@ -4,6 +4,8 @@
 //! grows is attention alone, which looks back on them. Every message differs in its first word, and every dialog that is asked afresh in its
 //! system prompt's, so that nothing but the turns before is found.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark ends where it fails")]
+
 use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -202,7 +202,7 @@ impl Llama {
         Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(given).collect())))
     }
 
-    pub(crate) fn ask_dialogs(
+    fn ask_dialogs(
         &self,
         dialogs: &[Dialog],
         options: &GenerationOptions,
@@ -290,7 +290,7 @@ impl Llama {
 }
 
 /// The caller's token, or one that nobody else has.
-pub(crate) fn cancel_token(options: &GenerationOptions) -> CancelToken {
+fn cancel_token(options: &GenerationOptions) -> CancelToken {
     options.cancel.clone().unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::generate::{CancelToken, FinishReason, Metrics, Usage, WhenFull};
 use crate::safety::Judgement;
-use crate::sampler::{SamplingError, SamplingOptions};
+use crate::sampler::SamplingOptions;
 use crate::{Error, Message};
 
 /// Likeliest tokens that may be asked for at each place: OpenAI's limit. It bounds what an answer takes that nobody reads.
@@ -119,12 +119,10 @@ impl GenerationOptions {
             logit_bias: self.logit_bias.clone(),
         };
         let known = |id: TokenId| (id.0 as usize) < vocab_size;
-        let checked =
-            sampling.validate().and_then(|()| match self.logit_bias.keys().find(|&&id| !known(id)) {
-                Some(&id) => Err(SamplingError::IdOutOfRange { id, vocab_size }),
-                None => Ok(()),
-            });
-        checked.map_err(crate::GenerateError::Sampling)?;
+        sampling.validate().map_err(crate::GenerateError::Sampling)?;
+        if let Some(id) = self.logit_bias.keys().find(|&&id| !known(id)) {
+            return Err(Error::option("logit_bias", id.0, format!("ids of tokens, below {vocab_size}")));
+        }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::option("stop", "\"\"", "texts that are not empty"));
         }

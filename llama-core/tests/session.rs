@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use llama_core::{
-    ChatOptions, ContextOptions, ContextPolicy, Conversation, Dialog, DialogError, Error, FinishReason,
-    LeftOutReason, Llama, REFUSAL, Session, StreamEvent, Summarizer,
+    CancelToken, ChatOptions, ContextOptions, ContextPolicy, Conversation, Dialog, DialogError, Error,
+    FinishReason, LeftOutReason, Llama, REFUSAL, Session, StreamEvent, Summarizer, SummaryError,
 };
 
 /// tiny-chat, loaded once.
@@ -170,6 +170,36 @@ fn an_answer_that_was_cancelled_or_out_of_time_is_set_aside_as_far_as_it_came() 
         assert_eq!(session.keep(), !text.is_empty());
         assert_eq!(session.conversation().turns().len(), usize::from(!text.is_empty()));
     }
+}
+
+#[test]
+fn a_message_that_is_not_sent_changes_nothing() {
+    let context = ContextOptions { policy: ContextPolicy::DropOldestTurns, ..Default::default() };
+    let mut session = session(None).with_context(context);
+    for message in MESSAGES.repeat(3) {
+        session.ask(message).unwrap();
+    }
+    let long = "word ".repeat(120);
+    session.options_mut().top_logprobs = 99;
+    assert!(matches!(session.send(&*long).unwrap_err(), Error::Option { option: "top_logprobs", .. }));
+    *session.options_mut() = options();
+    let mut other = session.clone();
+    let report = session.send(&*long).unwrap().context().clone();
+    assert!(report.newly_dropped > 0, "{report:?}");
+    // A summary is ended as an answer is.
+    let policy = ContextPolicy::Summarize(Summarizer::model());
+    other = other.with_context(ContextOptions { policy, ..Default::default() });
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    for options in [
+        ChatOptions { cancel: Some(cancel), ..options() },
+        ChatOptions { deadline: Some(std::time::Duration::ZERO), ..options() },
+    ] {
+        *other.options_mut() = options;
+        assert!(matches!(other.send(&*long).unwrap_err(), Error::Summary(SummaryError::Ended(_))));
+    }
+    *other.options_mut() = options();
+    assert!(other.ask(&*long).unwrap().context.newly_dropped > 0);
 }
 
 fn session_of_one(message: &str) -> llama_core::ChatPrediction {

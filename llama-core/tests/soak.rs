@@ -12,7 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use llama_backend::testing::{Rng, process_status};
-use llama_core::{ChatOptions, Dialog, FinishReason, GenerationOptions, Llama, StreamEvent, TokenId};
+use llama_core::{
+    CancelToken, ChatOptions, Dialog, Error, FinishReason, GenerationOptions, Llama, StreamEvent, TokenId,
+};
 
 const TINY_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
 const THREADS: usize = 16;
@@ -55,6 +57,8 @@ struct Asked {
 enum Prompt {
     Text(String),
     Dialog(Dialog),
+    /// A session under a system prompt, of which the last message is measured.
+    Session(&'static str, Vec<String>),
 }
 
 fn words(rng: &mut Rng, n: usize) -> String {
@@ -69,12 +73,15 @@ fn asked(number: usize, llama: &Llama) -> Asked {
         0..3 => Prompt::Text(words(&mut rng, target)),
         kind => {
             let system = SYSTEMS[rng.below(SYSTEMS.len())];
-            let mut dialog = Dialog::new(words(&mut rng, 1 + target / 8)).with_system(system);
-            // One in five is a conversation's later turn.
-            for _ in 0..if kind < 5 { 1 + rng.below(3) } else { 0 } {
-                dialog = dialog.then(words(&mut rng, 5), words(&mut rng, 4));
+            let message = words(&mut rng, 1 + target / 8);
+            if kind < 5 {
+                // One in five is a conversation.
+                let later = 1 + rng.below(3);
+                let later = (0..later).map(|_| words(&mut rng, 4));
+                Prompt::Session(system, std::iter::once(message).chain(later).collect())
+            } else {
+                Prompt::Dialog(Dialog::new(message).with_system(system))
             }
-            Prompt::Dialog(dialog)
         }
     };
     let prompt = match prompt {
@@ -83,7 +90,7 @@ fn asked(number: usize, llama: &Llama) -> Asked {
             ids.truncate(target);
             Prompt::Text(llama.tokenizer().decode(&ids).unwrap())
         }
-        dialog => dialog,
+        other => other,
     };
     let options = GenerationOptions {
         temperature: 0.8,
@@ -105,11 +112,23 @@ impl Digest {
     }
 }
 
-/// The same request alone.
-fn alone(oracle: &Llama, asked: &Asked) -> u64 {
+/// The same request alone, on a model of which every slot is new.
+fn alone(asked: &Asked) -> u64 {
+    let model = || builder().max_batch_size(1).build().unwrap();
+    let oracle = model();
+    let encode = |dialog: &Dialog| oracle.tokenizer().encode_dialog(dialog).unwrap();
     let prompt = match &asked.prompt {
         Prompt::Text(text) => oracle.tokenizer().encode_prompt(text),
-        Prompt::Dialog(dialog) => oracle.tokenizer().encode_dialog(dialog).unwrap(),
+        Prompt::Dialog(dialog) => encode(dialog),
+        Prompt::Session(system, messages) => {
+            // The whole dialog asked afresh, turn by turn.
+            let (earlier, mut dialog) = (model(), Dialog::new(&*messages[0]).with_system(*system));
+            for message in &messages[1..] {
+                let answer = earlier.chat_completion(&[dialog.clone()], &asked.options).unwrap().remove(0);
+                dialog = dialog.then(answer.generation.content, &**message);
+            }
+            encode(&dialog)
+        }
     };
     let (tokens, logprobs) = oracle.generate(&[prompt], &asked.options).unwrap();
     let mut digest = Digest::default();
@@ -150,7 +169,8 @@ fn many_requests_from_many_threads_are_answered_as_alone() {
         stats = llama.stats();
     }
     assert_eq!((stats.running, stats.waiting), (0, 0), "no slot is lost: {stats:?}");
-    assert!(stats.forks > 0 && stats.prefix_hits > 0, "{stats:?}");
+    // Every prompt begins with BOS: what is reused must be more than that.
+    assert!(stats.forks > 0 && stats.cached_tokens > 10 * stats.prefix_hits, "{stats:?}");
 
     let finished = finished.into_inner().unwrap();
     assert!(finished.len() >= n_requests / 2, "{} of {n_requests} finished", finished.len());
@@ -164,15 +184,13 @@ fn many_requests_from_many_threads_are_answered_as_alone() {
     println!("{} of {n_requests} finished; {stats:?}; resident {first} to {last} bytes", finished.len());
     assert!(last <= first + 5_000_000, "resident memory grew from {first} to {last} bytes");
 
-    // Each alone, on a model of which every slot is new.
     let left = Mutex::new(finished.into_iter());
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let take = || left.lock().unwrap().next();
                 while let Some((number, answer)) = take() {
-                    let oracle = builder().max_batch_size(1).build().unwrap();
-                    assert_eq!(answer, alone(&oracle, &asked(number, &llama)), "request {number}");
+                    assert_eq!(answer, alone(&asked(number, &llama)), "request {number}");
                 }
             });
         }
@@ -182,20 +200,41 @@ fn many_requests_from_many_threads_are_answered_as_alone() {
 /// The answer, if it was waited for.
 fn ask(llama: &Llama, asked: &Asked) -> Option<u64> {
     let options: &ChatOptions = &asked.options;
-    let mut stream = match &asked.prompt {
-        Prompt::Text(text) => llama.text_stream(text, options),
-        Prompt::Dialog(dialog) => llama.chat_stream(dialog, options),
+    match &asked.prompt {
+        Prompt::Text(text) => {
+            let stream = llama.text_stream(text, options).unwrap();
+            read(stream.cancel_token(), stream, asked.leaves_after)
+        }
+        Prompt::Dialog(dialog) => {
+            let stream = llama.chat_stream(dialog, options).unwrap();
+            read(stream.cancel_token(), stream, asked.leaves_after)
+        }
+        Prompt::Session(system, messages) => {
+            let mut session = llama.session(Some(system)).with_options(options.clone());
+            let (last, earlier) = messages.split_last().unwrap();
+            for message in earlier {
+                session.ask(&**message).unwrap();
+            }
+            let stream = session.send(&**last).unwrap();
+            read(stream.cancel_token(), stream, asked.leaves_after)
+        }
     }
-    .unwrap();
+}
+
+fn read(
+    cancel: CancelToken,
+    mut stream: impl Iterator<Item = Result<StreamEvent, Error>>,
+    leaves_after: Option<usize>,
+) -> Option<u64> {
     let mut answer = Digest::default();
     let mut n_tokens = 0;
     let mut n_events = 0;
     loop {
-        if asked.leaves_after == Some(n_events) {
+        if leaves_after == Some(n_events) {
             if n_events % 2 == 0 {
                 return None;
             }
-            stream.cancel_token().cancel();
+            cancel.cancel();
         }
         n_events += 1;
         match stream.next()?.unwrap() {

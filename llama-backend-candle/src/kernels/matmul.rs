@@ -106,7 +106,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
             ctx.pool.run(tasks.len(), task);
         }
     };
-    ctx.scratch.with(arranged, |numbers| {
+    ctx.arranged.with(arranged, |numbers| {
         ctx.blocks.with(n_blocks, |blocks| {
             if let Some(fine) = fine {
                 quant::quantize(ctx, x, k, fine, blocks);

@@ -42,6 +42,8 @@ pub(crate) struct Context {
     pub(crate) scratch: Scratch<f32>,
     /// What attention makes, head by head.
     pub(crate) staged: Scratch<f32>,
+    /// Activations as [`dense`] takes many rows of them. Apart from the others: they are larger by far, and buffers keep their size.
+    pub(crate) arranged: Scratch<f32>,
     /// Activations of 8 bits.
     pub(crate) blocks: Scratch<Block>,
 }
@@ -49,8 +51,9 @@ pub(crate) struct Context {
 impl Context {
     /// Fails where the system has no threads left.
     pub(crate) fn new(isa: Isa, n_threads: usize) -> io::Result<Self> {
-        let (scratch, staged, blocks) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(Block::EMPTY));
-        Ok(Self { isa, pool: Pool::new(n_threads)?, scratch, staged, blocks })
+        let pool = Pool::new(n_threads)?;
+        let (scratch, staged, arranged) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(0.0));
+        Ok(Self { isa, pool, scratch, staged, arranged, blocks: Scratch::new(Block::EMPTY) })
     }
 }
 

@@ -3,6 +3,7 @@
 //! The model is made, used and dropped on that thread (some engines bind to the thread that made them), so callers share it by
 //! sending: any number of threads submit to one engine, and their rows meet in the same forward passes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +16,7 @@ use super::channel::{EventSender, Submission};
 use super::counters::{Counters, EngineStats};
 use super::queue::{Entry, Queue};
 use super::request::{Call, Event, Request, RequestId};
-use super::worker::Worker;
+use super::worker::{Worker, message};
 use super::{CancelToken, Clock, GenerateError, WhenFull};
 use crate::Error;
 use crate::trace::Phases;
@@ -104,8 +105,8 @@ impl Engine {
         let sees = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("llama-engine".to_owned())
-            .spawn(move || match load() {
-                Ok(model) => {
+            .spawn(move || match catch_unwind(AssertUnwindSafe(load)) {
+                Ok(Ok(model)) => {
                     let n_slots = model.params().n_slots;
                     let worker = Worker::new(model, limits.max_batch_size, sees);
                     // A caller that is gone shows in the inbox too.
@@ -113,8 +114,12 @@ impl Engine {
                     drop(loaded);
                     worker.run(inbox);
                 }
-                Err(error) => {
-                    let _ = loaded.send(Err(error));
+                Ok(Err(error)) => {
+                    let _ = loaded.send(Err(Error::Backend(error)));
+                }
+                Err(panic) => {
+                    let message = message(&*panic);
+                    let _ = loaded.send(Err(GenerateError::Panicked { message }.into()));
                 }
             })
             .map_err(Error::Thread)?;
@@ -126,7 +131,7 @@ impl Engine {
                 shared,
                 n_slots,
             }),
-            Ok(Err(error)) => Err(Error::Backend(error)),
+            Ok(Err(error)) => Err(error),
             Err(mpsc::RecvError) => Err(Error::Generate(GenerateError::Stopped)),
         }
     }
@@ -184,7 +189,10 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
+        // A waker that the engine wakes may drop the last handle on the engine's own thread, which cannot wait for itself.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
             // A panic of the thread was seen by those who waited for it.
             let _ = thread.join();
         }

@@ -82,7 +82,7 @@ pub enum GenerateError {
         /// [`LlamaBuilder::max_queue_len`](crate::LlamaBuilder::max_queue_len).
         limit: usize,
     },
-    /// The backend panicked: what the model's memory holds is unknown, and the engine has stopped.
+    /// The backend panicked, while it loaded or later: what the model's memory holds is unknown, and the engine has stopped.
     #[error("the engine has stopped, because it panicked: {message}")]
     Panicked {
         /// What the panic said.

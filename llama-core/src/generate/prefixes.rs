@@ -67,17 +67,18 @@ impl Prefixes {
         })?;
         let (held, len) = (&self.slots[source], common[source]);
         let goes_on = !held.busy && 2 * len >= held.tokens.len() && len > 0;
-        let placement = if len == 0 || goes_on || source == oldest {
-            let slot = if len == 0 { oldest } else { source };
-            let evicts = len == 0 && !self.slots[slot].tokens.is_empty();
-            Placement { slot: Slot(slot), from: None, len, evicts }
-        } else {
-            let evicts = !self.slots[oldest].tokens.is_empty();
-            Placement { slot: Slot(oldest), from: Some(Slot(source)), len, evicts }
-        };
         self.now += 1;
-        // Being copied from is a use too.
-        self.slots[source].last_used = self.now;
+        let (slot, from) = match () {
+            () if len == 0 => (oldest, None),
+            () if goes_on || source == oldest => (source, None),
+            () => {
+                // Being copied from is a use too.
+                self.slots[source].last_used = self.now;
+                (oldest, Some(Slot(source)))
+            }
+        };
+        let evicts = !goes_on && !self.slots[slot].tokens.is_empty();
+        let placement = Placement { slot: Slot(slot), from, len, evicts };
         let target = &mut self.slots[placement.slot.0];
         target.busy = true;
         target.last_used = self.now;

@@ -116,8 +116,9 @@ impl Scheduler {
     /// Gives slots to those who wait, in their order, but for those who gain by waiting. The model must do as the placements say, one by one.
     pub(super) fn admit(&mut self) -> Vec<(RequestId, Placement)> {
         let mut admitted = Vec::new();
+        // Those who wait by choice, each of whom keeps the place that it would have: nobody who came later takes it.
         let mut next = 0;
-        while self.running.len() < self.max_batch_size
+        while self.running.len() + next < self.max_batch_size
             && let Some(job) = self.waiting.get(next)
         {
             if self.gains_by_waiting(job) {
@@ -208,6 +209,9 @@ impl Scheduler {
     /// What a slot holds is not to be trusted.
     pub(super) fn forget(&mut self, slot: Slot) {
         self.prefixes.clear(slot);
+        if let Some(row) = self.running.iter_mut().find(|row| row.slot == slot) {
+            row.fed = 0;
+        }
     }
 }
 

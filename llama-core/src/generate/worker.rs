@@ -192,7 +192,8 @@ impl Worker {
         self.model.forward(&Batch::new(&runs), &mut self.logits)
     }
 
-    /// A failed forward pass fails the requests that were a part of it. A slot that is lost may be another's: an idle one's prefix then.
+    /// A failed forward pass fails the requests that were a part of it. A slot that is lost may be another's: an idle one's prefix is
+    /// forgotten then, and a row that had no part in the pass is fed from its beginning.
     fn fail(&mut self, steps: &[Step], error: BackendError) -> Result<(), BackendError> {
         if let BackendError::SlotLost { slot, .. } = &error
             && steps.iter().all(|step| step.slot != *slot)
@@ -235,7 +236,7 @@ impl Worker {
 }
 
 /// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

@@ -7,10 +7,12 @@
 //!
 //! All numbers come from encoding the very dialog that would be sent.
 
+use std::time::{Duration, Instant};
+
 use llama_dialog::{Conversation, TagFound};
 
 use super::summary::{self, Summarizer, SummaryError, Writer};
-use crate::{ChatOptions, Dialog, Error, FinishReason, Llama};
+use crate::{ChatOptions, ChatPrediction, Dialog, Error, FinishReason, Llama};
 
 /// How the tokens of a context are spent.
 ///
@@ -98,7 +100,7 @@ pub struct ContextReport {
     pub summary: Option<String>,
     /// Dropped turns that the summary covers: the oldest so many.
     pub summarised: usize,
-    /// Of these, the turns that the model could not read for its summary, since each alone filled its context.
+    /// Of these, the turns that are not in the model's summary: each alone filled its context, or it said nothing of them.
     pub unread: usize,
 }
 
@@ -157,7 +159,8 @@ impl Llama {
     ) -> Result<(Dialog, ContextReport), Error> {
         let (conversation, message) = dialog.split();
         let reserved = context.reserved(options, self.max_seq_len())?;
-        Window::default().fit(self, &conversation, &message, &context.policy, reserved)
+        let asking = Asking::new(self, options)?;
+        Window::default().fit(&asking, &conversation, &message, &context.policy, reserved)
     }
 }
 
@@ -171,22 +174,53 @@ pub(super) trait Reader {
     fn answer(&self, dialog: &Dialog, max_gen_len: usize) -> Result<String, Error>;
 }
 
-impl Reader for Llama {
+/// A model that reads under a call's options.
+pub(super) struct Asking<'a> {
+    llama: &'a Llama,
+    options: &'a ChatOptions,
+    begun: Instant,
+}
+
+impl<'a> Asking<'a> {
+    /// Options that are not valid are refused before anything is asked.
+    pub(super) fn new(llama: &'a Llama, options: &'a ChatOptions) -> Result<Self, Error> {
+        options.sampling(llama.config().vocab_size)?;
+        Ok(Self { llama, options, begun: Instant::now() })
+    }
+
+    /// Until the deadline.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        self.options.deadline.map(|deadline| deadline.saturating_sub(self.begun.elapsed()))
+    }
+}
+
+impl Reader for Asking<'_> {
     fn limit(&self) -> usize {
-        self.max_seq_len()
+        self.llama.max_seq_len()
     }
 
     fn count(&self, dialog: &Dialog) -> Result<usize, TagFound> {
-        Ok(self.tokenizer().encode_dialog(dialog)?.len())
+        Ok(self.llama.tokenizer().encode_dialog(dialog)?.len())
     }
 
     fn answer(&self, dialog: &Dialog, max_gen_len: usize) -> Result<String, Error> {
-        let options = ChatOptions { temperature: 0.0, max_gen_len: Some(max_gen_len), ..Default::default() };
-        let answers = self.chat_completion(std::slice::from_ref(dialog), &options)?;
-        if answers.iter().any(|answer| answer.finish_reason == FinishReason::Guarded) {
-            return Err(SummaryError::Guarded.into());
-        }
-        Ok(answers.into_iter().map(|answer| answer.generation.content).collect())
+        let options = ChatOptions {
+            temperature: 0.0,
+            max_gen_len: Some(max_gen_len),
+            cancel: self.options.cancel.clone(),
+            deadline: self.time_left(),
+            when_full: self.options.when_full,
+            ..Default::default()
+        };
+        let answers = self.llama.chat_completion(std::slice::from_ref(dialog), &options)?;
+        let text = |answer: ChatPrediction| match answer.finish_reason {
+            reason @ (FinishReason::Cancelled | FinishReason::Deadline) => {
+                Err(SummaryError::Ended(reason).into())
+            }
+            FinishReason::Guarded => Err(SummaryError::Guarded.into()),
+            _ => Ok(answer.generation.content),
+        };
+        answers.into_iter().map(text).collect()
     }
 }
 

@@ -15,13 +15,12 @@ mod tests;
 
 use llama_dialog::{Conversation, RawMessage, SpecialTag};
 
-use context::Window;
+use context::{Asking, Window};
 pub use context::{ContextBudget, ContextOptions, ContextPolicy, ContextReport};
 pub use stream::{LeftOut, LeftOutReason, SessionStream};
 pub use summary::{Summarizer, SummaryError, SummaryRequest};
 
 use crate::generate::FinishReason;
-use crate::llama::{cancel_token, chat_prediction};
 use crate::options::{ChatOptions, ChatPrediction};
 use crate::{Dialog, Error, Llama};
 
@@ -145,6 +144,11 @@ impl Session {
         self.llama.context_budget(&dialog, &self.context, &self.options)
     }
 
+    /// How messages are answered from now on.
+    pub fn options_mut(&mut self) -> &mut ChatOptions {
+        &mut self.options
+    }
+
     /// Says something, and gives the answer as it comes.
     ///
     /// # Errors
@@ -152,9 +156,11 @@ impl Session {
     /// As [`Llama::fit_context`] and [`Llama::chat_stream`]; what goes wrong later comes as the stream's last item.
     pub fn send(&mut self, message: impl Into<String>) -> Result<SessionStream<'_>, Error> {
         let message = message.into();
-        let (dialog, context) = self.fit(&message)?;
-        let stream = self.llama.chat_stream(&dialog, &self.options)?;
-        self.left_out = None;
+        let asking = Asking::new(&self.llama, &self.options)?;
+        let (dialog, window, context) = self.fit(&asking, &message)?;
+        let options = ChatOptions { deadline: asking.time_left(), ..self.options.clone() };
+        let stream = self.llama.chat_stream(&dialog, &options)?;
+        (self.window, self.left_out) = (window, None);
         let message = stream.message().map_or(message, str::to_owned);
         Ok(SessionStream::new(self, stream, message, context))
     }
@@ -163,27 +169,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send). A message whose answer could not be completed is in [`left_out`](Self::left_out).
+    /// As [`send`](Self::send) and [`SessionStream::wait`].
     pub fn ask(&mut self, message: impl Into<String>) -> Result<SessionAnswer, Error> {
-        let message = message.into();
-        let (dialog, context) = self.fit(&message)?;
-        let cancel = cancel_token(&self.options);
-        let answers = self.llama.ask_dialogs(std::slice::from_ref(&dialog), &self.options, &cancel)?;
-        self.left_out = None;
-        let message = answers.message(0).map_or(message, str::to_owned);
-        match answers.wait().map(|answers| answers.into_iter().next()) {
-            Ok(Some(answer)) => {
-                let prediction = chat_prediction(answer, &self.options);
-                let text = prediction.generation.content.clone();
-                self.record(message, text, prediction.finish_reason);
-                Ok(SessionAnswer { prediction, context })
-            }
-            Ok(None) => Err(Error::Empty { what: "answers" }), // one dialog has one
-            Err(error) => {
-                self.leave_out(message, String::new(), LeftOutReason::Failed);
-                Err(error)
-            }
-        }
+        self.send(message)?.wait()
     }
 
     /// The last message and its answer, where they did not become a part of the conversation.
@@ -227,16 +215,19 @@ impl Session {
         self.conversation.set_system(system);
     }
 
-    /// What to send for a message.
-    fn fit(&mut self, message: &str) -> Result<(Dialog, ContextReport), Error> {
+    /// What to send for a message, and the window that it is seen through.
+    fn fit(&self, asking: &Asking<'_>, message: &str) -> Result<(Dialog, Window, ContextReport), Error> {
         let reserved = self.context.reserved(&self.options, self.llama.max_seq_len())?;
+        let mut window = self.window.clone();
         let whole = self.conversation.ask(message);
         if whole.special_tag().is_some() {
             // It will be refused, and costs nothing.
             let budget = ContextBudget::new(0, reserved, self.llama.max_seq_len());
-            return Ok((whole, ContextReport::of_nothing(budget)));
+            return Ok((whole, window, ContextReport::of_nothing(budget)));
         }
-        self.window.fit(&self.llama, &self.conversation, message, &self.context.policy, reserved)
+        let (dialog, report) =
+            window.fit(asking, &self.conversation, message, &self.context.policy, reserved)?;
+        Ok((dialog, window, report))
     }
 
     /// Takes an answer that ended.

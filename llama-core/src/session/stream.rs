@@ -1,6 +1,8 @@
 //! [`SessionStream`]: an answer as it comes, which becomes a part of the conversation when it finishes.
 
-use super::{ContextReport, Session};
+use super::{ContextReport, Session, SessionAnswer};
+use crate::llama::chat_prediction;
+use crate::stream::Answer;
 use crate::{CancelToken, ChatStream, Error, StreamEvent};
 
 /// An answer in a session as it comes: the events of [`ChatStream`]. When it has finished, the session has one turn more; a stream that is
@@ -69,6 +71,20 @@ impl<'a> SessionStream<'a> {
     #[must_use]
     pub fn answer(&self) -> &str {
         &self.answer
+    }
+
+    /// Waits for the whole answer.
+    ///
+    /// # Errors
+    ///
+    /// What goes wrong while it is made; [`Session::left_out`] has what came before.
+    pub fn wait(mut self) -> Result<SessionAnswer, Error> {
+        let mut answer = Answer::begun();
+        for event in self.by_ref() {
+            answer.take(event?);
+        }
+        let prediction = chat_prediction(answer, &self.session.options);
+        Ok(SessionAnswer { prediction, context: self.context.clone() })
     }
 
     /// Ends the exchange, once: what came of it goes to the session.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use llama_dialog::{Conversation, SpecialTag, Turn};
 
 use super::context::{Reader, least};
-use crate::{Dialog, Error};
+use crate::{Dialog, Error, FinishReason};
 
 /// What the user says before a summary.
 pub(super) const REQUEST: &str = "Summarize our conversation so far in a few sentences.";
@@ -58,6 +58,9 @@ pub enum SummaryError {
     /// The caller's summariser failed.
     #[error("the summary could not be written: {0}")]
     Failed(Box<dyn StdError + Send + Sync>),
+    /// It was cancelled, or out of time.
+    #[error("the summary was ended before it was complete ({0:?})")]
+    Ended(FinishReason),
     /// It holds a tag of the format, so that it cannot be a part of a prompt.
     #[error("the summary holds the special tag {tag} (at byte {offset})")]
     SpecialTag {
@@ -132,7 +135,7 @@ impl fmt::Debug for Summarizer {
 /// What came of writing.
 pub(super) struct Written {
     pub(super) summary: Option<String>,
-    /// Turns that were too long to be read.
+    /// Turns that were too long to be read, or of which nothing was said.
     pub(super) unread: usize,
 }
 
@@ -173,7 +176,11 @@ impl<R: Reader> Writer<'_, R> {
                 rest = &rest[1..];
                 continue;
             }
-            written.summary = usable(self.reader.answer(&dialog(n), self.max_tokens)?)?;
+            match usable(self.reader.answer(&dialog(n), self.max_tokens)?)? {
+                Some(summary) => written.summary = Some(summary),
+                // It had nothing to say of them: what was said of those before stays.
+                None => written.unread += n,
+            }
             rest = &rest[n..];
         }
         Ok(written)

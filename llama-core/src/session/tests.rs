@@ -1,6 +1,6 @@
 //! The laws of fitting, on random conversations, with a scripted model that writes summaries.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex};
 
 use llama_dialog::{Conversation, Message, Role, TagFound};
@@ -18,11 +18,17 @@ struct Scripted {
     tokenizer: Tokenizer,
     limit: usize,
     asked: RefCell<Vec<Dialog>>,
+    silent: Cell<bool>,
 }
 
 impl Scripted {
     fn new(limit: usize) -> Self {
-        Self { tokenizer: Tokenizer::open(TOKENIZER).unwrap(), limit, asked: RefCell::default() }
+        Self {
+            tokenizer: Tokenizer::open(TOKENIZER).unwrap(),
+            limit,
+            asked: RefCell::default(),
+            silent: Cell::new(false),
+        }
     }
 }
 
@@ -41,7 +47,7 @@ impl Reader for Scripted {
             "a question that leaves no room for its answer"
         );
         self.asked.borrow_mut().push(dialog.clone());
-        Ok(format!("Read {}.", dialog.messages().len()))
+        Ok(if self.silent.get() { " ".to_owned() } else { format!("Read {}.", dialog.messages().len()) })
     }
 }
 
@@ -223,6 +229,23 @@ fn a_long_record_is_summarised_in_parts_and_what_cannot_be_read_is_reported() {
     for pair in asked.windows(2) {
         assert_eq!(pair[1].messages()[2].content, format!("Read {}.", pair[0].messages().len()));
     }
+}
+
+#[test]
+fn a_model_that_says_nothing_leaves_the_summary_that_was_there() {
+    let model = Scripted::new(200);
+    let mut conversation = talk(20);
+    let mut window = Window::default();
+    let policy = ContextPolicy::Summarize(Summarizer::model().with_max_tokens(20));
+    let (_, first) = window.fit(&model, &conversation, "And now?", &policy, 40).unwrap();
+    assert!(first.summary.is_some());
+    model.silent.set(true);
+    for i in 0..6 {
+        conversation.push_turn(format!("Tell me about the number {i}"), "There is nothing to tell.");
+    }
+    let (_, second) = window.fit(&model, &conversation, "And now?", &policy, 40).unwrap();
+    assert_eq!(second.summary, first.summary);
+    assert_eq!((second.newly_dropped, second.unread), (6, 6));
 }
 
 #[test]

@@ -119,15 +119,7 @@ impl Answers {
         let mut answers: Vec<Answer> = self.rows.iter().map(|_| Answer::begun()).collect();
         while let Some(event) = self.next() {
             let (place, event) = event?;
-            let answer = &mut answers[place]; // as many as rows
-            match event {
-                StreamEvent::Text(text) => answer.text.push_str(&text),
-                StreamEvent::Token(token) => answer.tokens.push(token),
-                StreamEvent::Finished { finish_reason, judgements, usage, metrics } => {
-                    (answer.finish_reason, answer.judgements) = (finish_reason, judgements);
-                    (answer.usage, answer.metrics) = (usage, metrics);
-                }
-            }
+            answers[place].take(event); // as many as rows
         }
         Ok(answers)
     }
@@ -259,7 +251,18 @@ impl Row {
 }
 
 impl Answer {
-    fn begun() -> Self {
+    pub(crate) fn take(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Text(text) => self.text.push_str(&text),
+            StreamEvent::Token(token) => self.tokens.push(token),
+            StreamEvent::Finished { finish_reason, judgements, usage, metrics } => {
+                (self.finish_reason, self.judgements) = (finish_reason, judgements);
+                (self.usage, self.metrics) = (usage, metrics);
+            }
+        }
+    }
+
+    pub(crate) fn begun() -> Self {
         Self {
             text: String::new(),
             tokens: Vec::new(),

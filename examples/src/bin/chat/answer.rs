@@ -1,7 +1,7 @@
 //! An answer as it is printed, and Ctrl-C, which stops it and not the program.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use examples::Outcome;
@@ -9,55 +9,54 @@ use llama_core::{CancelToken, FinishReason, LeftOutReason, Session, StreamEvent}
 
 pub(crate) const PROMPT: &str = "> ";
 
-/// What Ctrl-C would hit.
-static STATE: AtomicU8 = AtomicU8::new(PROMPTING);
-const PROMPTING: u8 = 0;
-const ANSWERING: u8 = 1;
-const STOPPING: u8 = 2;
-/// Ends the answer under way.
+/// Ends the answer under way; `None` at the prompt.
 static CANCEL: Mutex<Option<CancelToken>> = Mutex::new(None);
-
-/// Ctrl-C stops an answer, at the prompt says how to leave, and ends a program whose answer does not stop.
-pub(crate) fn stop_on_ctrl_c() -> Outcome {
-    ctrlc::set_handler(|| {
-        match STATE.compare_exchange(ANSWERING, STOPPING, Ordering::Relaxed, Ordering::Relaxed) {
-            Err(STOPPING) => std::process::exit(130), // as a shell says of a program that was interrupted
-            Err(_) => {
-                // The terminal has thrown away what was typed.
-                let mut out = io::stdout();
-                let _ = write!(out, "\n(Ctrl-D or /quit ends)\n{PROMPT}").and_then(|()| out.flush());
-            }
-            Ok(_) => {
-                if let Some(cancel) = cancel().as_ref() {
-                    cancel.cancel();
-                }
-            }
-        }
-    })?;
-    Ok(())
-}
+/// Whether what was typed at the prompt was thrown away.
+static DISCARDED: AtomicBool = AtomicBool::new(false);
 
 fn cancel() -> MutexGuard<'static, Option<CancelToken>> {
     // A token is put there in one step.
     CANCEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Ctrl-C stops an answer, at the prompt says how to leave, and ends a program whose answer does not stop.
+pub(crate) fn stop_on_ctrl_c() -> Outcome {
+    ctrlc::set_handler(|| match cancel().as_ref() {
+        Some(cancel) if cancel.is_cancelled() => std::process::exit(130), // as a shell says of a program that was interrupted
+        Some(cancel) => cancel.cancel(),
+        None => {
+            // The terminal has thrown away what was typed.
+            DISCARDED.store(true, Ordering::Relaxed);
+            let mut out = io::stdout();
+            let _ = write!(out, "\n(Ctrl-D or /quit ends)\n{PROMPT}").and_then(|()| out.flush());
+        }
+    })?;
+    Ok(())
+}
+
+/// Whether Ctrl-C has thrown away what was typed since this was asked last.
+pub(crate) fn was_discarded() -> bool {
+    DISCARDED.swap(false, Ordering::Relaxed)
+}
+
 /// Says something, and prints the answer as it comes.
 pub(crate) fn answer(session: &mut Session, message: &str) -> Result<(), llama_core::Error> {
-    STATE.store(ANSWERING, Ordering::Relaxed);
+    let token = CancelToken::new();
+    *cancel() = Some(token.clone());
+    session.options_mut().cancel = Some(token);
     let answered = stream(session, message);
-    STATE.store(PROMPTING, Ordering::Relaxed);
+    *cancel() = None;
     let finished = answered?;
     let note = match finished {
+        _ if session.left_out().is_some_and(|left| left.reason == LeftOutReason::SpecialTag) => {
+            "the answer holds a tag of the chat format: it cannot be a part of the conversation"
+        }
         Some(FinishReason::Cancelled) if session.keep() => {
             "stopped: the answer is kept as far as it came, /undo takes it back"
         }
         Some(FinishReason::Cancelled) => "stopped before it began: the message is forgotten",
         Some(FinishReason::Length) => "cut off: --max_gen_len allows no more",
         Some(FinishReason::Context) => "cut off: the context is full",
-        _ if session.left_out().is_some_and(|left| left.reason == LeftOutReason::SpecialTag) => {
-            "the answer holds a tag of the chat format: it cannot be a part of the conversation"
-        }
         _ => return Ok(()),
     };
     let _ = writeln!(io::stderr(), "({note})\n");
@@ -67,10 +66,6 @@ pub(crate) fn answer(session: &mut Session, message: &str) -> Result<(), llama_c
 /// Why the answer ended.
 fn stream(session: &mut Session, message: &str) -> Result<Option<FinishReason>, llama_core::Error> {
     let stream = session.send(message)?;
-    *cancel() = Some(stream.cancel_token());
-    if STATE.load(Ordering::Relaxed) == STOPPING {
-        stream.cancel_token().cancel(); // while the turns before it were summed up
-    }
     let context = stream.context();
     if context.newly_dropped > 0 {
         let now = if context.summary.is_some() { "sent as a summary from now on" } else { "no longer sent" };

@@ -96,6 +96,9 @@ fn read_line(at_terminal: bool) -> io::Result<Option<String>> {
         if io::stdin().lock().read_until(b'\n', &mut line)? == 0 {
             return Ok((!text.is_empty()).then_some(text));
         }
+        if answer::was_discarded() {
+            text.clear();
+        }
         // What is no UTF-8 shows as such in the message.
         text.push_str(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
         match text.strip_suffix('\\') {

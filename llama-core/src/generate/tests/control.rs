@@ -263,3 +263,37 @@ fn a_waker_is_woken_once_there_is_an_event_and_not_before() {
     }
     assert_eq!(n_events, 3, "started, a token, finished");
 }
+
+#[test]
+fn a_panic_while_loading_is_told() {
+    let limits = Limits { max_batch_size: 1, max_queue_len: 1 };
+    let error = Engine::start(limits, Arc::new(Instant::now), || panic!("no such tensor core")).unwrap_err();
+    assert!(
+        matches!(&error, crate::Error::Generate(GenerateError::Panicked { message }) if message == "no such tensor core"),
+        "{error}"
+    );
+}
+
+/// Whoever is woken may hold the last handle, and is free to panic: neither hurts the engine's thread, or another caller.
+#[test]
+fn a_waker_may_drop_the_engine_or_panic() {
+    struct Waking(Mutex<Option<Stage>>, Sender<()>);
+    impl Wake for Waking {
+        fn wake(self: Arc<Self>) {
+            let stage = self.0.lock().unwrap().take();
+            let found = stage.is_some();
+            drop(stage);
+            let _ = self.1.send(());
+            assert!(!found, "a waker's panic");
+        }
+    }
+    let stage = Set { gated: true, ..Set::default() }.build();
+    let submission = stage.submit(vec![request(&[5], 3)]).remove(0);
+    let gate = stage.gate.clone();
+    let (woken, was_woken) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Waking(Mutex::new(Some(stage)), woken)));
+    // What came before the first token is read.
+    while submission.poll_recv(&Context::from_waker(&waker)).is_ready() {}
+    let _ = gate.send(Permission::Go);
+    was_woken.recv_timeout(PATIENCE).unwrap();
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llama_backend::{TokenId, Want};
+use llama_backend::{Slot, TokenId, Want};
 use proptest::prelude::*;
 
 use super::super::request::RequestId;
@@ -61,6 +61,30 @@ fn a_long_prompt_has_half_of_each_pass_however_many_short_ones_come() {
         }
         assert_eq!(fed, 2000);
     }
+}
+
+#[test]
+fn who_waits_for_a_prefix_keeps_the_place_that_was_free() {
+    let mut scheduler = Scheduler::new(2, 2, 520);
+    let same = |number: u64| Job { id: RequestId(number), ..job(0, 300, false) };
+    scheduler.submit(same(0));
+    scheduler.submit(same(1));
+    scheduler.submit(job(2, 300, false));
+    assert_eq!(step(&mut scheduler), [(0, 300)]);
+    assert_eq!(
+        step(&mut scheduler),
+        [(1, 1)],
+        "behind the prefix that was waited for, and before who came later"
+    );
+}
+
+#[test]
+fn a_row_whose_slot_was_lost_is_fed_from_its_beginning() {
+    let mut scheduler = Scheduler::new(1, 1, 520);
+    scheduler.submit(job(0, 600, false));
+    assert_eq!(step(&mut scheduler), [(0, 520)]);
+    scheduler.forget(Slot(0));
+    assert_eq!(scheduler.plan()[0].start_pos, 0);
 }
 
 proptest! {
