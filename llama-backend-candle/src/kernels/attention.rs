@@ -267,14 +267,14 @@ fn tile<S: Simd, E: Element, const N: usize>(
     let key = |t: usize| &keys[t * head_dim..(t + 1) * head_dim];
     let mut t = 0;
     while t + 4 <= n {
-        let products = dots(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries);
+        let products = dots(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries, None);
         for i in 0..N {
             scores[i][t..t + 4].copy_from_slice(&products[i]);
         }
         t += 4;
     }
     while t < n {
-        let products = dots(s, [key(t)], queries);
+        let products = dots(s, [key(t)], queries, None);
         for i in 0..N {
             scores[i][t] = products[i][0];
         }

@@ -58,13 +58,13 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     // Enough tasks to even out a thread that is held up, and each large enough that taking it costs nothing.
     let per_thread = match n {
         _ if serial => 1,
-        0..MANY => TASKS,
-        _ => TASKS_OF_MANY,
+        0..LASTING => TASKS,
+        _ => TASKS_OF_LASTING,
     };
     let mut width = all.div_ceil(per_thread * ctx.pool.n_threads());
-    if n < MANY {
-        let row = products.iter().map(|product| product.weights.row_bytes(k)).max();
-        width = width.min(TASK_BYTES / row.unwrap_or(1).max(1));
+    if n < LASTING {
+        let row = products.iter().map(|product| product.weights.row_bytes(k)).max().unwrap_or(0);
+        width = width.min(TASK_BYTES / row.max(1));
     }
     let width = width.max(1).next_multiple_of(quant::ROWS);
     // What the matrices ask of the activations: as they are, arranged, or as bytes.
@@ -124,6 +124,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
 const TASKS: usize = 8;
 /// Weights that a task reads at most, where reading them is its work: threads that read far apart are slower by a fifth.
 const TASK_BYTES: usize = 1 << 19;
-/// Tasks of a thread where each has so many rows of activations that it lasts: each brings them to its caches anew.
-const TASKS_OF_MANY: usize = 4;
-const MANY: usize = 64;
+/// Rows of activations with which a task lasts, and weights are read once for many products.
+const LASTING: usize = 64;
+/// Tasks of a thread that last: each brings the activations to its caches anew.
+const TASKS_OF_LASTING: usize = 4;

@@ -14,6 +14,8 @@ use super::quant::{self, IntKernel};
 
 /// The lanes of a vector.
 pub(crate) const LANES: usize = 8;
+/// Bytes that memory brings at a time.
+pub(crate) const LINE: usize = 64;
 
 /// What a kernel may do with [`LANES`] numbers at once.
 ///

@@ -1,7 +1,15 @@
 //! Dot products of several rows with several.
 
 use super::{Element, load};
-use crate::kernels::simd::{LANES, Simd};
+use crate::kernels::simd::{LANES, LINE, Simd};
+
+/// Memory to be asked for while products are summed: some with each vector, as evenly as it is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(super) from: *const u8,
+    /// Bytes for each vector of a row: two lines at most.
+    pub(super) step: usize,
+}
 
 /// The product of each of `R` weight rows with each of `N` rows of activations, all of one length; by rows of activations.
 ///
@@ -11,8 +19,9 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     weights: [&[E]; R],
     x: [&[f32]; N],
+    ahead: Option<Ahead>,
 ) -> [[f32; R]; N] {
-    let sums = lanes(s, weights, x);
+    let sums = lanes(s, weights, x, ahead);
     let mut products = [[0.0; R]; N];
     for i in 0..N {
         let (fours, rest) = products[i].as_chunks_mut::<4>();
@@ -33,6 +42,7 @@ fn lanes<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     weights: [&[E]; R],
     x: [&[f32]; N],
+    ahead: Option<Ahead>,
 ) -> [[S::V; N]; R] {
     let len = x[0].len();
     let n_vectors = len / LANES;
@@ -47,6 +57,12 @@ fn lanes<S: Simd, E: Element, const R: usize, const N: usize>(
     }
     let mut sums = [[s.splat(0.0); N]; R];
     for j in 0..n_vectors {
+        if let Some(Ahead { from, step }) = ahead {
+            s.prefetch(from.wrapping_add(j * step));
+            if step > LINE {
+                s.prefetch(from.wrapping_add(j * step + LINE));
+            }
+        }
         let mut loaded = [s.splat(0.0); N];
         for i in 0..N {
             loaded[i] = s.load(&y[i][j]);

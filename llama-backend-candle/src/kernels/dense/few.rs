@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use super::{CHUNK, Element, MANY, Source, chunks, dots};
+use super::dots::{Ahead, dots};
+use super::{CHUNK, Element, MANY, Source, chunks};
 use crate::kernels::columns::Columns;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{LANES, Simd};
 
 /// Rows of activations that are multiplied at a time.
 const TILE: usize = 3;
-/// Memory is asked for so many weight rows ahead.
-const AHEAD: usize = 4;
+/// Memory is asked for so many bytes ahead.
+const AHEAD: usize = 8192;
 
 /// `n_out` weight rows times fewer than [`MANY`] rows of `x`.
 #[inline(always)]
@@ -48,8 +49,14 @@ fn by_rows<S: Simd, const R: usize>(
             let mut wide = [[0.0; CHUNK]; R];
             let rows = weights.chunks(first, n_out, &chunk, &mut wide);
             // From one end to the other, over the borders of rows and pages.
-            weights.prefetch(s, (first + AHEAD) * k + chunk.start * R, chunk.len() * R);
-            add_products(s, rows, &chunk, x, k, sums);
+            let read = first * k + chunk.start * R;
+            let [from, to] = [read, read + chunk.len() * R].map(|element| weights.place(element));
+            let n_vectors = (chunk.len() / LANES).max(1);
+            let ahead = Ahead {
+                from: from.wrapping_add(AHEAD),
+                step: to.addr().wrapping_sub(from.addr()) / n_vectors,
+            };
+            add_products(s, rows, &chunk, x, k, sums, ahead);
         }
         for (i, sums) in sums.iter().enumerate() {
             out.write(i, first, sums);
@@ -66,14 +73,17 @@ fn add_products<S: Simd, E: Element, const R: usize>(
     x: &[f32],
     k: usize,
     sums: &mut [[f32; R]],
+    ahead: Ahead,
 ) {
     let x = |i: usize| &x[i * k..][chunk.clone()];
+    let mut ahead = Some(ahead);
     for (t, sums) in sums.chunks_mut(TILE).enumerate() {
         let i = t * TILE;
+        let ahead = ahead.take(); // once
         match sums {
-            [a, b, c] => add([a, b, c], dots(s, weights, [x(i), x(i + 1), x(i + 2)])),
-            [a, b] => add([a, b], dots(s, weights, [x(i), x(i + 1)])),
-            [a] => add([a], dots(s, weights, [x(i)])),
+            [a, b, c] => add([a, b, c], dots(s, weights, [x(i), x(i + 1), x(i + 2)], ahead)),
+            [a, b] => add([a, b], dots(s, weights, [x(i), x(i + 1)], ahead)),
+            [a] => add([a], dots(s, weights, [x(i)], ahead)),
             _ => {}
         }
     }

@@ -23,7 +23,7 @@ use llama_backend::quant::dequantize;
 
 use super::Isa;
 use super::columns::Columns;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, LINE, Simd};
 
 pub(crate) use dots::dots;
 pub(crate) use panels::{Arranged, arrange, arranged_len};
@@ -178,8 +178,17 @@ trait Source {
         chunk: &Range<usize>,
         wide: &'a mut [f32; CHUNK],
     ) -> &'a [Self::Element];
+    /// Where an element lies, which need not be there: for prefetches.
+    fn place(&self, element: usize) -> *const u8;
+
     /// Asks for the memory of some elements, which need not be there.
-    fn prefetch<S: Simd>(&self, s: S, from: usize, n: usize);
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, from: usize, n: usize) {
+        let (from, to) = (self.place(from), self.place(from + n));
+        for line in (0..to.addr().wrapping_sub(from.addr())).step_by(LINE) {
+            s.prefetch(from.wrapping_add(line));
+        }
+    }
 
     /// A chunk of `R` rows. Behind the last of `n_out` it is that again, whose products nobody writes: there are no such columns.
     #[inline(always)]
@@ -211,8 +220,8 @@ impl<E: Element> Source for Elements<'_, E> {
         &self.weights[row * self.k..][chunk.clone()]
     }
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, from: usize, n: usize) {
-        prefetch(s, self.weights.as_ptr().wrapping_add(from).cast(), n * size_of::<E>());
+    fn place(&self, element: usize) -> *const u8 {
+        self.weights.as_ptr().wrapping_add(element).cast()
     }
 }
 
@@ -236,17 +245,8 @@ impl Source for Blocks<'_> {
         wide
     }
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, from: usize, n: usize) {
-        // Whole blocks, as a row has.
-        let from = self.bytes.as_ptr().wrapping_add(block_bytes(self.dtype, from));
-        prefetch(s, from, block_bytes(self.dtype, n));
-    }
-}
-
-#[inline(always)]
-fn prefetch<S: Simd>(s: S, from: *const u8, n_bytes: usize) {
-    for line in (0..n_bytes).step_by(64) {
-        s.prefetch(from.wrapping_add(line));
+    fn place(&self, element: usize) -> *const u8 {
+        self.bytes.as_ptr().wrapping_add(block_bytes(self.dtype, element))
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{CHUNK, Source, chunks, load};
 use crate::kernels::columns::Columns;
-use crate::kernels::simd::{LANES, Simd};
+use crate::kernels::simd::{LANES, LINE, Simd};
 use crate::kernels::{Context, SERIAL_BELOW};
 
 /// Weight rows of a panel.
@@ -207,9 +207,9 @@ fn lane<S: Simd, const N: usize>(
         x[i] = &rows[i * n_vectors..][..n_vectors];
     }
     // A lane reads some of every line of the rows. The next tile's are asked for meanwhile: an eighth of them for each lane.
-    let lines = N * n_vectors * LANES * size_of::<f32>() / 64;
+    let lines = N * n_vectors * LANES * size_of::<f32>() / LINE;
     for line in lines * l / LANES..lines * (l + 1) / LANES {
-        s.prefetch_near(rows.as_ptr().cast::<u8>().wrapping_add((lines + line) * 64));
+        s.prefetch_near(rows.as_ptr().cast::<u8>().wrapping_add((lines + line) * LINE));
     }
     let mut sums = [[s.splat(0.0); 2]; N];
     for j in 0..n_vectors {
