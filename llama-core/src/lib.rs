@@ -68,7 +68,8 @@ pub use llama_dialog::{
 };
 pub use memory::MemoryLimit;
 pub use options::{
-    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, Prediction,
+    TokenChoice,
 };
 pub use registry::BackendKind;
 pub use safety::{
