@@ -260,13 +260,18 @@ impl Llama {
                 row: stream,
                 logprobs: options.logprobs,
                 top_logprobs: options.top_logprobs,
-                prompt_logprobs: options.logprobs && options.echo,
+                prompt_logprobs: (options.logprobs && options.echo).then_some(0),
             })
         })
         .collect()
     }
 
-    fn check_prompt(&self, row: usize, prompt: &[TokenId], max_gen_len: usize) -> Result<(), Error> {
+    pub(crate) fn check_prompt(
+        &self,
+        row: usize,
+        prompt: &[TokenId],
+        max_gen_len: usize,
+    ) -> Result<(), Error> {
         let vocab_size = self.inner.config.vocab_size;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt { row });
@@ -281,6 +286,10 @@ impl Llama {
             return Err(Error::ContextOverflow { row, prompt: prompt.len(), reserved, limit });
         }
         Ok(())
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.inner.engine
     }
 
     /// Why the engine gives no more events.
