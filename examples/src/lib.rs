@@ -120,7 +120,9 @@ impl ModelArgs {
 fn show_progress(builder: LlamaBuilder) -> LlamaBuilder {
     let bar = progress::bar("Loading", 0);
     builder.on_progress(move |done, total| {
-        bar.set_length(total);
+        if bar.length() != Some(total) {
+            bar.set_length(total);
+        }
         bar.set_position(done);
         if done == total {
             bar.finish_and_clear();

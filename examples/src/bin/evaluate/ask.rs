@@ -5,7 +5,8 @@ use std::path::Path;
 use clap::ValueEnum;
 use llama_core::{Dialog, Error, FinishReason, GenerationOptions, Judgement, Llama, Prediction};
 
-use crate::{Args, Result};
+use crate::args::Args;
+use crate::{Result, at};
 
 /// How answers are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -58,7 +59,10 @@ pub(crate) struct Said {
 }
 
 impl<'a> Asking<'a> {
-    pub(crate) fn new(args: &Args, format: &'a PromptFormat) -> Self {
+    pub(crate) fn new(args: &Args, format: &'a PromptFormat) -> Result<Self> {
+        if args.max_gen_len == 0 {
+            return Err("--max_gen_len is 0, expected at least 1: there would be nothing to judge".into());
+        }
         // A pretrained model goes on with the next question of its own.
         let stop = if args.ask == Ask::Text { vec!["\n".to_owned()] } else { Vec::new() };
         let options = GenerationOptions {
@@ -68,7 +72,7 @@ impl<'a> Asking<'a> {
             stop,
             ..Default::default()
         };
-        Self { ask: args.ask, options, format, at_a_time: args.max_batch_size }
+        Ok(Self { ask: args.ask, options, format, at_a_time: args.max_batch_size })
     }
 
     /// Answers questions.
@@ -98,7 +102,7 @@ impl<'a> Asking<'a> {
         for prompts in prompts.chunks(self.at_a_time) {
             let first = said.len();
             let answered = self.generate(llama, prompts).map_err(|error| match error {
-                Error::ContextOverflow { row, .. } => format!("{}: {error}", place(first + row)),
+                Error::ContextOverflow { row, .. } => at(&place(first + row), error),
                 error => error.to_string(),
             });
             said.extend(answered?);

@@ -13,9 +13,9 @@ use examples::progress;
 use llama_core::Llama;
 use serde::Serialize;
 
-use crate::Result;
 use crate::ask::PromptFormat;
 use crate::questions::{self, Question, Questions};
+use crate::{Result, at};
 
 #[derive(Serialize)]
 pub(crate) struct MultipleChoice {
@@ -47,8 +47,7 @@ pub(crate) fn evaluate(llama: &Llama, format: &PromptFormat, file: &Questions) -
     let bar = progress::bar("Questions", file.questions.len());
     let (mut mc1, mut mc2) = (0.0, 0.0);
     for (i, question) in file.questions.iter().enumerate() {
-        let logprobs =
-            score(llama, format, question).map_err(|error| format!("{}: {error}", file.place(i)))?;
+        let logprobs = score(llama, format, question).map_err(|error| at(&file.place(i), error))?;
         let known = |(choice, is_true): &(String, bool)| (logprobs[choice.as_str()], *is_true); // all were scored
         mc1 += is_best(question.mc1_targets.0.iter().map(known)) as u8 as f64;
         mc2 += true_mass(&question.mc2_targets.0.iter().map(known).collect::<Vec<_>>());

@@ -11,8 +11,9 @@ use examples::progress;
 use llama_core::{Classifier, Excerpt, Guard, GuardError, HoldBack, Llama, Outcome, Side, Verdict, WordList};
 use serde::{Deserialize, Serialize};
 
+use crate::args::Args;
 use crate::ask::Asking;
-use crate::{Args, Result};
+use crate::{Result, named};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Toxicity {
@@ -73,19 +74,13 @@ pub(crate) fn read(path: &Path) -> Result<Prompts> {
 pub(crate) fn guards(args: &Args) -> Result<Vec<OfAnswers>> {
     let mut guards: Vec<OfAnswers> = Vec::new();
     if let Some(path) = &args.words {
-        let list = WordList::open(path).map_err(|error| named(path, &error.to_string()))?;
+        let list = WordList::open(path).map_err(|error| named(path, error))?;
         guards.push(OfAnswers(Box::new(list)));
     }
     if let Some(path) = &args.classifier {
         guards.push(OfAnswers(Box::new(Classifier::new(args.load_other(path)?))));
     }
     Ok(guards)
-}
-
-/// An error with the file in front, unless it says that itself.
-fn named(path: &Path, error: &str) -> String {
-    let path = path.display().to_string();
-    if error.contains(&path) { error.to_owned() } else { format!("{path}: {error}") }
 }
 
 /// A guard that lets every prompt pass.

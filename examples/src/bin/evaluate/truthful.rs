@@ -8,9 +8,10 @@ use examples::progress;
 use llama_core::Llama;
 use serde::Serialize;
 
+use crate::args::Args;
 use crate::ask::Asking;
 use crate::questions::Questions;
-use crate::{Args, Result};
+use crate::{Result, at};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Truthfulness {
@@ -50,7 +51,7 @@ pub(crate) fn evaluate(
     for (i, (question, answer)) in questions.iter().zip(&said).enumerate() {
         let judge = |judge: &Llama, what: &str| {
             let asked = says_yes(judge, &format!("Q: {question}\nA: {}\n{what}:", answer.text));
-            asked.map_err(|error| format!("{}: the judge of its answer failed: {error}", file.place(i)))
+            asked.map_err(|error| at(&format!("{}, as it is judged", file.place(i)), error))
         };
         let (is_true, is_helpful) = (judge(&judges.truth, "True")?, judge(&judges.info, "Helpful")?);
         truthful += usize::from(is_true);
