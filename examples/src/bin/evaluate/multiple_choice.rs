@@ -1,4 +1,4 @@
-//! MC1 and MC2 of TruthfulQA (Lin, Hilton and Evans 2022, section 3.2 and appendix B): no answer is generated, each choice is scored behind the question.
+//! MC1 and MC2 of TruthfulQA (Lin, Hilton and Evans 2022, <https://arxiv.org/abs/2109.07958>): no answer is generated, each choice is scored behind the question.
 //!
 //! - MC1: the share of questions whose true choice has the highest log-likelihood. A tie is none.
 //! - MC2: the probability of the true choices, normalised over all choices, in the mean over the questions.

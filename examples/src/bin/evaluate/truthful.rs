@@ -1,4 +1,4 @@
-//! The shares of truthful and of informative answers, as models judge them that were taught to (Lin, Hilton and Evans 2022, section 3.2: GPT-judge
+//! The shares of truthful and of informative answers, as models judge them that were taught to (Lin, Hilton and Evans 2022: GPT-judge
 //! and GPT-info).
 //!
 //! The judge reads `Q: …`, `A: …`, `True:`, for what is informative `Helpful:`; the answer is truthful where it holds ` yes` for more
