@@ -1,6 +1,6 @@
 //! Evaluates a model as Llama 2's makers did theirs: multiple choice, perplexity, toxic answers, truthful answers.
 //!
-//! Every number is made of [`Llama::score`] or of answers that a guard or a judge reads; each module says by which rule, and from which paper.
+//! Every number is made of [`llama_core::Llama::score`] or of answers that a guard or a judge reads; each module says by which rule, and from which paper.
 //! All files are read before the model is loaded.
 
 mod args;
