@@ -1,10 +1,11 @@
 //! What the example programs share: the embedded model, the reference's flags, and how a load and an error are shown.
 
+pub mod progress;
+
 use std::error::Error;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Args;
@@ -16,7 +17,7 @@ use llama_core::{BackendKind, Device, Llama, LlamaBuilder};
 pub type Outcome = Result<(), Box<dyn Error>>;
 
 /// Where the model comes from and what it runs on: the reference's flags, and the choices that it does not have.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Checkpoint: a folder with Meta's .pth shards or Hugging Face's safetensors, or a GGUF file [default: tiny-chat, which is built in]
     #[arg(long = "ckpt_dir", value_name = "PATH")]
@@ -115,18 +116,16 @@ impl ModelArgs {
     }
 }
 
-/// A line that is written over as the weights come in, where somebody looks.
+/// A bar that grows as the weights come in.
 fn show_progress(builder: LlamaBuilder) -> LlamaBuilder {
-    if !io::stderr().is_terminal() {
-        return builder;
-    }
-    let shown = AtomicU64::new(0);
+    let bar = progress::bar("Loading", 0);
     builder.on_progress(move |done, total| {
-        let percent = (done * 100).checked_div(total).unwrap_or(100);
-        if shown.swap(percent, Ordering::Relaxed) != percent {
-            // Clears the line once it is complete.
-            let line = if done < total { format!("Loading {percent} %") } else { String::new() };
-            let _ = write!(io::stderr(), "\r\x1b[K{line}");
+        if bar.length() != Some(total) {
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+        if done == total {
+            bar.finish_and_clear();
         }
     })
 }

@@ -299,7 +299,8 @@ impl LlamaBuilder {
         let _loading = crate::trace::load();
         let (max_seq_len, seed) = (self.max_seq_len, self.seed);
         let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
-        let Prepared { backend, source, tokenizer, config, params, plan, available } = self.prepare()?;
+        let available = self.available();
+        let Prepared { backend, source, tokenizer, config, params, plan } = self.prepare()?;
         if let Some(available) = available
             && plan.allocated() > available
         {
@@ -307,6 +308,17 @@ impl LlamaBuilder {
         }
         let engine = Engine::start(limits, Arc::new(Instant::now), move || backend.load(source, &params))?;
         Ok(Llama::new(engine, tokenizer, config, max_seq_len, seed))
+    }
+
+    /// The bytes that the model may take; `None` for any number.
+    fn available(&self) -> Option<u64> {
+        // Of a device's memory, and of where another engine takes its own, nothing is known here.
+        let is_known = matches!(self.backend, BackendFrom::Kind(_)) && self.device == Device::Cpu;
+        match self.memory_limit {
+            MemoryLimit::Available if is_known => memory::available(),
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+            MemoryLimit::Available | MemoryLimit::Unlimited => None,
+        }
     }
 
     /// Checks every choice, and opens what is to be loaded.
@@ -324,13 +336,6 @@ impl LlamaBuilder {
         if let Some(dtype) = self.dtype.filter(|dtype| dtype.is_quantized()) {
             return Err(Error::option("dtype", dtype, "f32, f16 or bf16 (`quantize` makes blocks)"));
         }
-        // Of a device's memory, and of where another engine takes its own, nothing is known here.
-        let is_known = matches!(self.backend, BackendFrom::Kind(_)) && self.device == Device::Cpu;
-        let available = match self.memory_limit {
-            MemoryLimit::Available if is_known => memory::available(),
-            MemoryLimit::Bytes(bytes) => Some(bytes),
-            MemoryLimit::Available | MemoryLimit::Unlimited => None,
-        };
         let backend = match self.backend {
             BackendFrom::Kind(kind) => kind.open(self.device)?,
             BackendFrom::Custom(backend) if self.device == Device::default() => backend,
@@ -398,7 +403,7 @@ impl LlamaBuilder {
         params.computation = self.computation;
         params.kv_dtype = self.kv_dtype;
         let plan = memory::plan(&*backend, &config, &source, &params)?;
-        Ok(Prepared { backend, source, tokenizer, config, params, plan, available })
+        Ok(Prepared { backend, source, tokenizer, config, params, plan })
     }
 }
 
@@ -410,8 +415,6 @@ struct Prepared {
     config: ModelConfig,
     params: LoadParams,
     plan: MemoryPlan,
-    /// The bytes that it may take; `None` for any number.
-    available: Option<u64>,
 }
 
 /// Refuses to quantise what is quantised already: each time loses.

@@ -77,16 +77,22 @@ pub enum Error {
         /// [`memory_limit`](crate::LlamaBuilder::memory_limit).
         available: u64,
     },
-    /// A call without dialogs or prompts.
+    /// A call without dialogs, prompts, or whatever else it is about.
     #[error("the call holds no {what}: at least one is expected")]
     Empty {
-        /// `dialogs` or `prompts`.
+        /// What is missing: `dialogs`, `prompts` …
         what: &'static str,
     },
     /// A prompt without tokens.
     #[error("prompt {row} holds no token: at least one is expected (BOS, usually)")]
     EmptyPrompt {
         /// The prompt's place in the call.
+        row: usize,
+    },
+    /// A continuation that adds no token to its prompt, so that there is nothing to score.
+    #[error("continuation {row} adds no token to its prompt: at least one is expected")]
+    EmptyContinuation {
+        /// The pair's place in the call.
         row: usize,
     },
     /// A prompt that leaves no room in the context.

@@ -23,6 +23,7 @@
 //!   [`EngineStats`] count.
 //! - [`Session`] is a conversation that remembers, and [`ContextPolicy`] what it does when the context is full.
 //! - [`Guard`] judges what goes in and what comes out, of a model that [`Llama::with_guard`] gave it.
+//! - [`Llama::score`] says how probable a text is: what evaluations ask.
 //! - [`checkpoint`] reads what users bring: Meta's `.pth` shards, Hugging Face's safetensors, GGUF.
 //! - [`tokenizer`] turns text into tokens and back as SentencePiece does.
 //! - [`sampler`] chooses the next token by the reference's rule.
@@ -50,6 +51,7 @@ mod memory;
 mod options;
 mod registry;
 mod safety;
+mod score;
 mod session;
 mod stream;
 mod trace;
@@ -68,13 +70,15 @@ pub use llama_dialog::{
 };
 pub use memory::MemoryLimit;
 pub use options::{
-    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, TokenChoice,
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, Prediction,
+    TokenChoice,
 };
 pub use registry::BackendKind;
 pub use safety::{
     Classifier, ClassifierError, Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome, Side,
     Verdict, WordList, WordListError, guard_fn,
 };
+pub use score::{Score, TextScores, WindowOptions};
 pub use session::{
     ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
     SessionAnswer, SessionStream, Summarizer, SummaryError, SummaryRequest,

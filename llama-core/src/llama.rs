@@ -8,7 +8,7 @@ use llama_backend::{ModelConfig, TokenId};
 
 use crate::generate::{Call, CancelToken, Engine, EngineStats, Request};
 use crate::options::{
-    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions,
+    ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, Prediction,
 };
 use crate::safety::{Guards, Prompt};
 use crate::stream::{Answer, Answers, ChatStream, StreamToken, TextStream};
@@ -137,7 +137,7 @@ impl Llama {
             return Err(Error::Empty { what: "dialogs" });
         }
         let answers = self.ask_dialogs(dialogs, options, &cancel_token(options))?.wait()?;
-        Ok(answers.into_iter().map(|answer| chat_prediction(answer, options)).collect())
+        Ok(answers.into_iter().map(|answer| prediction(answer, options, Message::assistant)).collect())
     }
 
     /// Answers a dialog as [`chat_completion`](Self::chat_completion) does, and gives the answer as it comes.
@@ -163,7 +163,7 @@ impl Llama {
     ) -> Result<Vec<CompletionPrediction>, Error> {
         let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
         let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
-        Ok(answers.into_iter().map(|answer| completion_prediction(answer, options)).collect())
+        Ok(answers.into_iter().map(|answer| prediction(answer, options, |text| text)).collect())
     }
 
     /// Continues a text as [`text_completion`](Self::text_completion) does, and gives it as it comes.
@@ -260,13 +260,18 @@ impl Llama {
                 row: stream,
                 logprobs: options.logprobs,
                 top_logprobs: options.top_logprobs,
-                prompt_logprobs: options.logprobs && options.echo,
+                prompt_logprobs: (options.logprobs && options.echo).then_some(0),
             })
         })
         .collect()
     }
 
-    fn check_prompt(&self, row: usize, prompt: &[TokenId], max_gen_len: usize) -> Result<(), Error> {
+    pub(crate) fn check_prompt(
+        &self,
+        row: usize,
+        prompt: &[TokenId],
+        max_gen_len: usize,
+    ) -> Result<(), Error> {
         let vocab_size = self.inner.config.vocab_size;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt { row });
@@ -283,6 +288,10 @@ impl Llama {
         Ok(())
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
     /// Why the engine gives no more events.
     pub(crate) fn engine_failure(&self) -> Error {
         self.inner.engine.failure().into()
@@ -294,35 +303,17 @@ fn cancel_token(options: &GenerationOptions) -> CancelToken {
     options.cancel.clone().unwrap_or_default()
 }
 
-pub(crate) fn chat_prediction(answer: Answer, options: &ChatOptions) -> ChatPrediction {
-    let CompletionPrediction {
-        generation,
-        tokens,
-        logprobs,
-        top_logprobs,
-        finish_reason,
-        judgements,
-        usage,
-        metrics,
-    } = completion_prediction(answer, options);
-    let generation = Message::assistant(generation);
-    ChatPrediction { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics }
-}
-
-fn completion_prediction(answer: Answer, options: &CompletionOptions) -> CompletionPrediction {
+/// An answer as the options ask for it, its text made what the call gives.
+pub(crate) fn prediction<T>(
+    answer: Answer,
+    options: &GenerationOptions,
+    generation: impl FnOnce(String) -> T,
+) -> Prediction<T> {
     let Answer { text, tokens, finish_reason, judgements, usage, metrics } = answer;
     let logprobs = options.logprobs.then(|| tokens.iter().filter_map(|token| token.logprob).collect());
     let choices = |token: &StreamToken| token.top_logprobs.clone();
     let top_logprobs = (options.top_logprobs > 0).then(|| tokens.iter().map(choices).collect());
     let tokens = options.logprobs.then(|| tokens.into_iter().map(|token| token.text).collect());
-    CompletionPrediction {
-        generation: text,
-        tokens,
-        logprobs,
-        top_logprobs,
-        finish_reason,
-        judgements,
-        usage,
-        metrics,
-    }
+    let generation = generation(text);
+    Prediction { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics }
 }

@@ -185,55 +185,11 @@ pub struct TokenChoice {
     pub logprob: f32,
 }
 
-/// An answer of the assistant's (the reference's `ChatPrediction`).
+/// What came of a dialog or of a prompt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ChatPrediction {
-    /// What the assistant says.
-    pub generation: Message,
-    /// The text of each token alone, when `logprobs` were asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<Vec<String>>,
-    /// log p of each token under the model, whatever the temperature, when asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logprobs: Option<Vec<f32>>,
-    /// For each token, the likeliest ones at its place, likeliest first, when `top_logprobs` were asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top_logprobs: Option<Vec<Vec<TokenChoice>>>,
-    /// Why the answer ended.
-    pub finish_reason: FinishReason,
-    /// What guards have refused or replaced, in the prompt and in the answer. Under [`FinishReason::Guarded`] the last of them says why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub judgements: Vec<Judgement>,
-    /// The tokens that it cost.
-    pub usage: Usage,
-    /// How long it took.
-    #[serde(default)]
-    pub metrics: Metrics,
-}
-
-/// Whether the answers are the same, however long they took.
-impl PartialEq for ChatPrediction {
-    fn eq(&self, other: &Self) -> bool {
-        let Self { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics: _ } =
-            self;
-        (generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage)
-            == (
-                &other.generation,
-                &other.tokens,
-                &other.logprobs,
-                &other.top_logprobs,
-                &other.finish_reason,
-                &other.judgements,
-                &other.usage,
-            )
-    }
-}
-
-/// A continued text (the reference's `CompletionPrediction`).
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CompletionPrediction {
-    /// The continuation; with `echo`, the prompt in front.
-    pub generation: String,
+pub struct Prediction<T> {
+    /// What the assistant says, or the continued text; with `echo`, the prompt in front.
+    pub generation: T,
     /// The text of each token alone, when `logprobs` were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<String>>,
@@ -244,7 +200,7 @@ pub struct CompletionPrediction {
     /// prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<Vec<Vec<TokenChoice>>>,
-    /// Why the text ended.
+    /// Why it ended.
     pub finish_reason: FinishReason,
     /// What guards have refused or replaced, in the prompt and in the answer. Under [`FinishReason::Guarded`] the last of them says why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -256,8 +212,14 @@ pub struct CompletionPrediction {
     pub metrics: Metrics,
 }
 
+/// An answer of the assistant's (the reference's `ChatPrediction`).
+pub type ChatPrediction = Prediction<Message>;
+
+/// A continued text (the reference's `CompletionPrediction`).
+pub type CompletionPrediction = Prediction<String>;
+
 /// Whether the answers are the same, however long they took.
-impl PartialEq for CompletionPrediction {
+impl<T: PartialEq> PartialEq for Prediction<T> {
     fn eq(&self, other: &Self) -> bool {
         let Self { generation, tokens, logprobs, top_logprobs, finish_reason, judgements, usage, metrics: _ } =
             self;

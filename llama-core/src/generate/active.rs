@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use llama_backend::{Logits, TokenId};
+use llama_backend::{Logits, TokenId, Want};
 
 use super::channel::EventSender;
 use super::engine::Submitted;
-use super::request::{Event, NewToken, Request};
+use super::request::{Event, NewToken, PromptLogprobs, Request};
 use super::scheduler::Step;
 use super::{CancelToken, FinishReason, GenerateError};
-use crate::sampler::{Sampler, log_softmax_at, top_logprobs};
+use crate::sampler::{Sampler, argmax, log_softmax_at, top_logprobs};
 use crate::trace::Phases;
 
 /// What the thread keeps of a request.
@@ -22,8 +22,8 @@ pub(super) struct Active {
     submitted: Instant,
     /// The prompt and what was sampled since.
     pub(super) history: Vec<TokenId>,
-    /// Of the prompt's tokens so far, when asked for.
-    prompt_logprobs: Vec<f32>,
+    /// Of the prompt's tokens so far, when asked for, until they are sent.
+    prompt_logprobs: Option<PromptLogprobs>,
     phases: Phases,
 }
 
@@ -50,8 +50,10 @@ impl Active {
             Ok(sampler) => sampler.with_prompt(&request.prompt),
             Err(error) => return Err((events, error.into())),
         };
-        // Nothing precedes BOS: the reference gives it 0.
-        let prompt_logprobs = if request.prompt_logprobs { vec![0.0] } else { Vec::new() };
+        let prompt_logprobs = request.prompt_logprobs.map(|from| PromptLogprobs {
+            logprobs: if from == 0 { vec![0.0] } else { Vec::new() },
+            is_greedy: true,
+        });
         let history = request.prompt.to_vec();
         Ok(Self {
             request,
@@ -99,22 +101,19 @@ impl Active {
         now: Instant,
     ) -> Result<GoesOn, GenerateError> {
         let end_pos = step.start_pos + step.n_tokens;
-        let prompt_len = self.request.prompt.len();
-        if self.request.prompt_logprobs && step.start_pos < prompt_len {
-            // Row i holds what the model expects at position start_pos + i + 1.
-            for (i, row) in logits.rows().skip(first_row).take(step.n_tokens).enumerate() {
-                if let Some(&next) = self.request.prompt.get(step.start_pos + i + 1) {
-                    self.prompt_logprobs.push(log_softmax_at(row, next)?);
-                }
-            }
+        if step.want == Want::All {
+            self.take_prompt_logprobs(step, first_row, logits)?;
         }
-        if end_pos < self.request.n_prefill() {
-            return Ok(GoesOn::Prefill);
-        }
-        if end_pos == self.request.n_prefill() {
+        let n_prefill = self.request.n_prefill();
+        if end_pos >= n_prefill {
             self.send_prompt_logprobs();
         }
-        if self.request.max_gen_len == 0 {
+        let is_scored = self.request.max_gen_len == 0;
+        // A row whose slot was lost is fed what it has said again.
+        if end_pos < if is_scored { n_prefill } else { self.history.len() } {
+            return Ok(GoesOn::Prefill);
+        }
+        if is_scored {
             return Ok(GoesOn::Ended(Ending::Finished(FinishReason::Length)));
         }
         let last_row = first_row + step.want.n_rows(step.n_tokens) - 1; // this step wanted its last row
@@ -123,6 +122,29 @@ impl Active {
             .ok_or(GenerateError::MissingLogits { row: last_row, n_rows: logits.n_rows() })?;
         let reason = self.sample(row, max_seq_len, now)?;
         Ok(reason.map_or(GoesOn::Decode, |reason| GoesOn::Ended(Ending::Finished(reason))))
+    }
+
+    fn take_prompt_logprobs(
+        &mut self,
+        step: &Step,
+        first_row: usize,
+        logits: &Logits,
+    ) -> Result<(), GenerateError> {
+        let Some((from, known)) = self.request.prompt_logprobs.zip(self.prompt_logprobs.as_mut()) else {
+            return Ok(()); // sent
+        };
+        // Row i holds what the model expects at position start_pos + i + 1.
+        let rows = logits.rows().skip(first_row).take(step.n_tokens);
+        for (position, row) in (step.start_pos + 1..).zip(rows) {
+            // A row whose slot was lost is fed again what it was fed: its logprobs are known.
+            if let Some(&next) = self.request.prompt.get(position)
+                && position == from + known.logprobs.len()
+            {
+                known.logprobs.push(log_softmax_at(row, next)?);
+                known.is_greedy = known.is_greedy && argmax(row)? == next;
+            }
+        }
+        Ok(())
     }
 
     fn sample(
@@ -152,8 +174,8 @@ impl Active {
     }
 
     pub(super) fn send_prompt_logprobs(&mut self) {
-        if self.request.prompt_logprobs {
-            self.events.send(Event::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
+        if let Some(logprobs) = self.prompt_logprobs.take() {
+            self.events.send(Event::PromptLogprobs(logprobs));
         }
     }
 }

@@ -27,7 +27,7 @@ pub use counters::EngineStats;
 pub(crate) use engine::{Engine, Limits};
 pub use outcome::{FinishReason, GenerateError, Metrics, Usage};
 pub use queue::WhenFull;
-pub(crate) use request::{Call, Event, NewToken, Request};
+pub(crate) use request::{Call, Event, NewToken, PromptLogprobs, Request};
 
 /// Tells the time: the system's, but for tests.
 pub(crate) type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;

@@ -38,8 +38,8 @@ pub(crate) struct Request {
     pub(crate) logprobs: bool,
     /// Send each new token with so many of the likeliest.
     pub(crate) top_logprobs: usize,
-    /// Send the logprobs of the prompt's tokens.
-    pub(crate) prompt_logprobs: bool,
+    /// Send the logprobs of the prompt's tokens from this one on.
+    pub(crate) prompt_logprobs: Option<usize>,
 }
 
 impl Request {
@@ -47,8 +47,8 @@ impl Request {
     /// scored does without, and one of which nothing is asked is not computed at all.
     pub(crate) fn n_prefill(&self) -> usize {
         match (self.max_gen_len, self.prompt_logprobs) {
-            (0, false) => 0,
-            (0, true) => self.prompt.len() - 1, // a prompt has at least one token
+            (0, None) => 0,
+            (0, Some(_)) => self.prompt.len() - 1, // a prompt has at least one token
             _ => self.prompt.len(),
         }
     }
@@ -63,14 +63,23 @@ pub(crate) struct RequestId(pub(crate) u64);
 pub(crate) enum Event {
     /// It has a slot, which holds so many of the prompt's tokens already.
     Started { at: Duration, cached_tokens: usize },
-    /// Once, before the first token, when asked for: entry i is log p(token i | tokens before i), entry 0 is 0.
-    PromptLogprobs(Vec<f32>),
+    /// Once, before the first token, when asked for.
+    PromptLogprobs(PromptLogprobs),
     /// A new token.
     Token(NewToken),
     /// The answer is complete.
     Finished(FinishReason),
     /// The answer cannot be completed.
     Failed(GenerateError),
+}
+
+/// What the model thinks of a prompt, from the token on from which it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct PromptLogprobs {
+    /// log p(token | tokens before it) of each; token 0, which nothing precedes, has 0, as the reference gives it.
+    pub(crate) logprobs: Vec<f32>,
+    /// Whether each but token 0 is the most probable one at its place.
+    pub(crate) is_greedy: bool,
 }
 
 /// A token that was sampled; with logprobs as they were asked for.

@@ -38,14 +38,16 @@ pub(super) struct Job {
     pub(super) prompt: Arc<[TokenId]>,
     /// Of the prompt, the tokens to feed before the first sample: at least one.
     pub(super) n_prefill: usize,
-    /// A row of logits for each of them, rather than for the last.
-    pub(super) all_rows: bool,
+    /// A row of logits for each of them from this one on, rather than for the last alone.
+    pub(super) rows_from: Option<usize>,
 }
 
 impl Job {
-    /// The tokens that need not be fed if the cache holds them. The last one must be: its logits are what comes next is sampled from.
+    /// The tokens that need not be fed if the cache holds them: those whose logits nobody wants. The last one must be, since what comes next is
+    /// sampled from its logits.
     fn reusable(&self) -> &[TokenId] {
-        if self.all_rows { &[] } else { &self.prompt[..self.n_prefill - 1] } // at least one, at most the prompt
+        let last = self.n_prefill - 1; // at least one, at most the prompt
+        &self.prompt[..self.rows_from.unwrap_or(last).min(last)]
     }
 }
 
@@ -64,7 +66,15 @@ impl Row {
 
     /// Whether its next tokens give a row of logits each.
     fn wants_all(&self) -> bool {
-        self.job.all_rows && self.fed < self.job.n_prefill
+        self.job.rows_from.is_some_and(|from| (from..self.job.n_prefill).contains(&self.fed))
+    }
+
+    /// The tokens that one step may feed: a step that gives a row for each begins with the first that wants one.
+    fn next(&self) -> usize {
+        match self.job.rows_from {
+            Some(from) if self.fed < from => from - self.fed,
+            _ => self.behind(),
+        }
     }
 }
 
@@ -78,7 +88,7 @@ impl Room {
     /// Takes as many tokens as the row is behind (`taken` of them are taken already), or as there are.
     fn take(&mut self, row: &Row, taken: usize, at_most: usize) -> usize {
         let rows = if row.wants_all() { self.prompt_rows } else { usize::MAX };
-        let n_tokens = (row.behind() - taken).min(at_most).min(self.tokens).min(rows);
+        let n_tokens = (row.next() - taken).min(at_most).min(self.tokens).min(rows);
         self.tokens -= n_tokens;
         self.prompt_rows -= if row.wants_all() { n_tokens } else { 0 };
         n_tokens

@@ -94,7 +94,9 @@ impl Worker {
             return;
         }
         let prompt = Arc::clone(&active.request.prompt);
-        self.scheduler.submit(Job { id, prompt, n_prefill, all_rows: active.request.prompt_logprobs });
+        // A token's logprob is read from the row of the one before it.
+        let rows_from = active.request.prompt_logprobs.map(|from| from.saturating_sub(1));
+        self.scheduler.submit(Job { id, prompt, n_prefill, rows_from });
         self.active.insert(id, active);
     }
 

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use llama_dialog::{Conversation, TagFound};
+use llama_dialog::Conversation;
 
 use super::summary::{self, Summarizer, SummaryError, Writer};
 use crate::{ChatOptions, ChatPrediction, Dialog, Error, FinishReason, Llama};
@@ -169,7 +169,7 @@ pub(super) trait Reader {
     /// Tokens of a context.
     fn limit(&self) -> usize;
     /// Tokens of a prompt.
-    fn count(&self, dialog: &Dialog) -> Result<usize, TagFound>;
+    fn count(&self, dialog: &Dialog) -> Result<usize, Error>;
     /// The most probable answer, of so many tokens at most.
     fn answer(&self, dialog: &Dialog, max_gen_len: usize) -> Result<String, Error>;
 }
@@ -199,8 +199,8 @@ impl Reader for Asking<'_> {
         self.llama.max_seq_len()
     }
 
-    fn count(&self, dialog: &Dialog) -> Result<usize, TagFound> {
-        Ok(self.llama.tokenizer().encode_dialog(dialog)?.len())
+    fn count(&self, dialog: &Dialog) -> Result<usize, Error> {
+        self.llama.count_tokens(dialog)
     }
 
     fn answer(&self, dialog: &Dialog, max_gen_len: usize) -> Result<String, Error> {
@@ -274,8 +274,8 @@ impl Window {
     ) -> Result<(Dialog, ContextReport), Error> {
         let fitting =
             Fitting { reader, conversation, message, room: reader.limit().saturating_sub(reserved) };
-        let (from, summary) = self.sent(policy);
-        let prompt = fitting.cost(from, summary)?;
+        let mut dialog = self.dialog(conversation, message, policy);
+        let mut prompt = reader.count(&dialog)?;
         // A summary that was left behind is made up for as soon as there is room.
         let is_behind = matches!(policy, ContextPolicy::Summarize(_)) && self.summarised < self.dropped;
         let mut newly_dropped = 0;
@@ -294,12 +294,13 @@ impl Window {
             };
             newly_dropped = next.dropped - self.dropped; // a turn that was dropped stays dropped
             *self = next;
+            dialog = self.dialog(conversation, message, policy);
+            prompt = reader.count(&dialog)?;
         }
-        let dialog = self.dialog(conversation, message, policy);
         let (dropped, summary) = self.sent(policy);
         let summarised = if summary.is_some() { self.summarised } else { 0 };
         let report = ContextReport {
-            budget: ContextBudget::new(reader.count(&dialog)?, reserved, reader.limit()),
+            budget: ContextBudget::new(prompt, reserved, reader.limit()),
             dropped,
             newly_dropped,
             summary: summary.map(str::to_owned),
@@ -339,7 +340,7 @@ impl<R: Reader> Fitting<'_, R> {
 
     /// Tokens of what is sent without the oldest `from` turns.
     fn cost(&self, from: usize, summary: Option<&str>) -> Result<usize, Error> {
-        Ok(self.reader.count(&dialog(self.conversation, from, summary, self.message))?)
+        self.reader.count(&dialog(self.conversation, from, summary, self.message))
     }
 
     /// How many turns to drop, `first` or more, for a prompt within three quarters of the room, or else within the room, with a summary and

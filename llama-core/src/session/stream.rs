@@ -1,9 +1,9 @@
 //! [`SessionStream`]: an answer as it comes, which becomes a part of the conversation when it finishes.
 
 use super::{ContextReport, Session, SessionAnswer};
-use crate::llama::chat_prediction;
+use crate::llama::prediction;
 use crate::stream::Answer;
-use crate::{CancelToken, ChatStream, Error, StreamEvent};
+use crate::{CancelToken, ChatStream, Error, Message, StreamEvent};
 
 /// An answer in a session as it comes: the events of [`ChatStream`]. When it has finished, the session has one turn more; a stream that is
 /// dropped before leaves its texts in [`Session::left_out`].
@@ -83,7 +83,7 @@ impl<'a> SessionStream<'a> {
         for event in self.by_ref() {
             answer.take(event?);
         }
-        let prediction = chat_prediction(answer, &self.session.options);
+        let prediction = prediction(answer, &self.session.options, Message::assistant);
         Ok(SessionAnswer { prediction, context: self.context.clone() })
     }
 

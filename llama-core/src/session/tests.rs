@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex};
 
-use llama_dialog::{Conversation, Message, Role, TagFound};
+use llama_dialog::{Conversation, Message, Role};
 use proptest::prelude::*;
 
 use super::context::{Reader, Window};
@@ -37,7 +37,7 @@ impl Reader for Scripted {
         self.limit
     }
 
-    fn count(&self, dialog: &Dialog) -> Result<usize, TagFound> {
+    fn count(&self, dialog: &Dialog) -> Result<usize, Error> {
         Ok(self.tokenizer.encode_dialog(dialog)?.len())
     }
 

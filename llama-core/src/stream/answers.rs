@@ -153,7 +153,7 @@ impl Answers {
             Event::Started { at, cached_tokens } => {
                 (row.metrics.queue_time, row.metrics.cached_tokens) = (at, cached_tokens);
             }
-            Event::PromptLogprobs(logprobs) => self.echo(place, Some(&logprobs))?,
+            Event::PromptLogprobs(prompt) => self.echo(place, Some(&prompt.logprobs))?,
             Event::Token(token) => {
                 row.usage.completion_tokens += 1;
                 row.metrics.time_to_first_token.get_or_insert(token.at);

@@ -14,8 +14,8 @@ use llama_backend::{
 
 use super::scheduler::MAX_PROMPT_ROWS;
 use super::{
-    Call, CancelToken, Engine, Event, FinishReason, GenerateError, Limits, NewToken, Request, Submission,
-    WhenFull,
+    Call, CancelToken, Engine, Event, FinishReason, GenerateError, Limits, NewToken, PromptLogprobs, Request,
+    Submission, WhenFull,
 };
 use crate::sampler::SamplingOptions;
 
@@ -212,7 +212,7 @@ fn request(prompt: &[u32], max_gen_len: usize) -> Request {
         row: 0,
         logprobs: false,
         top_logprobs: 0,
-        prompt_logprobs: false,
+        prompt_logprobs: None,
     }
 }
 
@@ -227,6 +227,14 @@ fn next(submission: &Submission) -> Event {
             Some((_, event)) => return event,
             None => return Event::Failed(GenerateError::Stopped),
         }
+    }
+}
+
+/// What is told of the prompt, which comes first.
+fn scored(submission: &Submission) -> PromptLogprobs {
+    match next(submission) {
+        Event::PromptLogprobs(logprobs) => logprobs,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -307,15 +315,14 @@ fn a_prompt_is_prefilled_in_large_chunks_beside_decoding_rows() {
 #[test]
 fn prompt_logprobs_ask_for_a_chunk_of_rows_at_a_time() {
     let stage = stage(1024, 4, false);
-    let scored = |n: usize, max_gen_len| {
+    let score = |n: usize, max_gen_len| {
         let prompt: Vec<u32> = (0..n as u32).map(|i| i % VOCAB as u32).collect();
-        Request { prompt_logprobs: true, logprobs: true, ..request(&prompt, max_gen_len) }
+        Request { prompt_logprobs: Some(0), logprobs: true, ..request(&prompt, max_gen_len) }
     };
-    let submissions = stage.submit(vec![scored(1024, 0), scored(700, 2), scored(1, 0)]);
+    let submissions = stage.submit(vec![score(1024, 0), score(700, 2), score(1, 0)]);
     for (submission, n) in submissions.iter().zip([1024, 700, 1]) {
-        let Event::PromptLogprobs(logprobs) = next(submission) else {
-            panic!("prompt logprobs come first");
-        };
+        let PromptLogprobs { logprobs, is_greedy } = scored(submission);
+        assert!(is_greedy);
         assert_eq!(logprobs.len(), n);
         assert_eq!(logprobs[0], 0.0);
         // Each token of the prompt is the one that the script expects.

@@ -98,11 +98,60 @@ fn who_waits_for_a_prefix_gets_a_slot_when_its_leader_is_cancelled() {
 fn a_scored_prompt_is_fed_from_its_beginning() {
     let stage = Set::default().build();
     ask(&stage, &prompt(1, 20), 2);
-    let scored = Request { prompt_logprobs: true, ..logged(&prompt(1, 20), 1) };
-    let submission = &stage.submit(vec![scored])[0];
-    let Event::PromptLogprobs(logprobs) = next(submission) else { panic!("they come first") };
-    assert_eq!(logprobs.len(), 20);
+    let request = Request { prompt_logprobs: Some(0), ..logged(&prompt(1, 20), 1) };
+    let submission = &stage.submit(vec![request])[0];
+    assert_eq!(scored(submission).logprobs.len(), 20);
     assert_eq!(stage.engine.stats().cached_tokens, 0);
+}
+
+/// Several answers to one question: it is prefilled once, and rows of logits are asked for where an answer is scored alone.
+#[test]
+fn a_continuation_is_scored_behind_a_prefix_that_is_kept() {
+    let question = prompt(1, 100);
+    let answers: Vec<Vec<u32>> = (0..6).map(|i| vec![3 + i; 4]).collect();
+    let scored_from = |from| {
+        move |answer: &Vec<u32>| Request {
+            prompt_logprobs: Some(from),
+            ..request(&[&prompt(1, 100)[..], answer].concat(), 0)
+        }
+    };
+    let stage = Set { max_seq_len: 256, max_batch_size: 4, ..Set::default() }.build();
+    let submissions = stage.submit(answers.iter().map(scored_from(100)).collect());
+    let found: Vec<PromptLogprobs> = submissions.iter().map(scored).collect();
+    assert_eq!(stage.engine.stats().prefilled_tokens, 99 + 6 * 4, "a row is that of the token before");
+    let rows: usize = runs_of(&stage).iter().map(|run| run.want.n_rows(run.n_tokens)).sum();
+    assert_eq!(rows, 6 * 4);
+    let alone = Set { max_seq_len: 256, ..Set::default() }.build();
+    for (answer, found) in answers.iter().zip(found) {
+        let whole = scored(&alone.submit(vec![scored_from(0)(answer)])[0]);
+        assert_eq!(found.logprobs, whole.logprobs[question.len()..]);
+    }
+}
+
+/// The slot that a failed pass lost may be that of a row which had no part in it: that row begins anew, and keeps what it knows.
+#[test]
+fn a_row_whose_slot_was_lost_is_scored_once() {
+    let score = |prompt: &[u32], place| Request { place, prompt_logprobs: Some(0), ..request(prompt, 0) };
+    let stage = Set { max_seq_len: 1024, max_batch_size: 3, gated: true, ..Set::default() }.build();
+    let (first, second, third) = (prompt(1, 1000), prompt(2, 300), prompt(3, 150));
+    let both = stage.engine.submit(call(vec![score(&first, 0), score(&second, 1)])).unwrap();
+    while stage.seen.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    // Joins the next pass, where it takes the rows that the second would have had.
+    let shortest = &stage.submit(vec![score(&third, 0)])[0];
+    stage.go(1);
+    stage.gate.send(Permission::Lose(Slot(1))).unwrap();
+    assert!(matches!(wait(shortest).1, Err(GenerateError::Backend(_))));
+    drop(stage.gate);
+    let runs: Vec<_> = stage.seen.lock().unwrap()[1].iter().map(|run| run.slot).collect();
+    assert_eq!(runs, [Slot(2), Slot(0)]);
+    let told = std::iter::from_fn(|| both.recv()).find_map(|(place, event)| match event {
+        Event::PromptLogprobs(prompt) if place == 1 => Some(prompt.logprobs),
+        _ => None,
+    });
+    let alone = Set { max_seq_len: 1024, ..Set::default() }.build();
+    assert_eq!(told.unwrap(), scored(&alone.submit(vec![score(&second, 0)])[0]).logprobs);
 }
 
 #[test]

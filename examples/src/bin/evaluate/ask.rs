@@ -1,0 +1,134 @@
+//! How a question becomes a prompt, and how answers are generated for a guard or a judge to read.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use llama_core::{Dialog, Error, FinishReason, GenerationOptions, Judgement, Llama, Prediction};
+
+use crate::args::Args;
+use crate::{Result, at};
+
+/// How answers are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ask {
+    /// As a user's message, of a chat model
+    Chat,
+    /// As the rest of the line behind the prompt, of a pretrained model
+    Text,
+}
+
+/// A question as a prompt.
+pub(crate) struct PromptFormat {
+    preset: String,
+    before: String,
+    after: String,
+}
+
+impl PromptFormat {
+    pub(crate) fn new(format: &str, preset: Option<&Path>) -> Result<Self> {
+        let format = format.replace("\\n", "\n");
+        let Some((before, after)) = format.split_once("{question}") else {
+            return Err(
+                format!("--prompt_format is {format:?}, expected a text with {{question}} in it").into()
+            );
+        };
+        let preset = preset.map(crate::read).transpose()?;
+        let preset = preset.map(|preset| format!("{}\n\n", preset.trim_end())).unwrap_or_default();
+        Ok(Self { preset, before: before.to_owned(), after: after.to_owned() })
+    }
+
+    pub(crate) fn prompt(&self, question: &str) -> String {
+        let Self { preset, before, after } = self;
+        format!("{preset}{before}{question}{after}")
+    }
+}
+
+/// How answers are generated.
+pub(crate) struct Asking<'a> {
+    ask: Ask,
+    options: GenerationOptions,
+    format: &'a PromptFormat,
+    at_a_time: usize,
+}
+
+/// What a model said.
+pub(crate) struct Said {
+    pub(crate) text: String,
+    /// What stopped it, if a guard did.
+    pub(crate) judgement: Option<Judgement>,
+}
+
+impl<'a> Asking<'a> {
+    pub(crate) fn new(args: &Args, format: &'a PromptFormat) -> Result<Self> {
+        if args.max_gen_len == 0 {
+            return Err("--max_gen_len is 0, expected at least 1: there would be nothing to judge".into());
+        }
+        // A pretrained model goes on with the next question of its own.
+        let stop = if args.ask == Ask::Text { vec!["\n".to_owned()] } else { Vec::new() };
+        let options = GenerationOptions {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            max_gen_len: Some(args.max_gen_len),
+            stop,
+            ..Default::default()
+        };
+        Ok(Self { ask: args.ask, options, format, at_a_time: args.max_batch_size })
+    }
+
+    /// Answers questions.
+    pub(crate) fn answer(
+        &self,
+        llama: &Llama,
+        questions: &[&str],
+        told: impl FnMut(usize),
+        place: impl Fn(usize) -> String,
+    ) -> Result<Vec<Said>> {
+        let prompt = |question: &&str| match self.ask {
+            Ask::Chat => (*question).to_owned(),
+            Ask::Text => self.format.prompt(question),
+        };
+        self.go_on(llama, &questions.iter().map(prompt).collect::<Vec<_>>(), told, place)
+    }
+
+    /// Goes on from prompts, a batch at a time. `told` hears how many were answered, an error is about the prompt at its `place`.
+    pub(crate) fn go_on(
+        &self,
+        llama: &Llama,
+        prompts: &[String],
+        mut told: impl FnMut(usize),
+        place: impl Fn(usize) -> String,
+    ) -> Result<Vec<Said>> {
+        let mut said = Vec::with_capacity(prompts.len());
+        for prompts in prompts.chunks(self.at_a_time) {
+            let first = said.len();
+            let answered = self.generate(llama, prompts).map_err(|error| match error {
+                Error::ContextOverflow { row, .. } => at(&place(first + row), error),
+                error => error.to_string(),
+            });
+            said.extend(answered?);
+            told(prompts.len());
+        }
+        Ok(said)
+    }
+
+    fn generate(&self, llama: &Llama, prompts: &[String]) -> std::result::Result<Vec<Said>, Error> {
+        let dialog = |prompt: &String| Dialog::new(prompt.as_str());
+        Ok(match self.ask {
+            Ask::Chat => {
+                let answers =
+                    llama.chat_completion(&prompts.iter().map(dialog).collect::<Vec<_>>(), &self.options)?;
+                answers.into_iter().map(|answer| said(answer, |message| message.content)).collect()
+            }
+            Ask::Text => {
+                let texts = llama.text_completion(prompts, &self.options)?;
+                texts.into_iter().map(|text| said(text, |text| text)).collect()
+            }
+        })
+    }
+}
+
+fn said<T>(answer: Prediction<T>, text: impl FnOnce(T) -> String) -> Said {
+    let Prediction { generation, finish_reason, mut judgements, .. } = answer;
+    let judgement = judgements.pop().filter(|_| finish_reason == FinishReason::Guarded);
+    Said { text: text(generation).trim().to_owned(), judgement }
+}
