@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use llama_backend::{ModelConfig, TokenId};
 
-use crate::generate::{Call, CancelToken, Engine, EngineStats, Request};
+use crate::generate::{Call, CancelToken, Engine, EngineStats, GenerateError, Request};
 use crate::options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions,
 };
@@ -115,6 +115,12 @@ impl Llama {
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.inner.engine.stats()
+    }
+
+    /// Why the model answers nothing any more, if that is so ([`GenerateError::is_fatal`]).
+    #[must_use]
+    pub fn failure(&self) -> Option<GenerateError> {
+        self.inner.engine.stopped()
     }
 
     /// Answers each dialog as the assistant (the reference's `chat_completion`).
