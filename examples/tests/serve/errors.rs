@@ -83,6 +83,8 @@ fn the_field_at_fault_is_named() {
         (more(json!({"stream": "yes"})), "stream", None),
         (more(json!({"stream_options": {"include_usage": true}})), "stream_options", None),
         (more(json!({"min_p": 2})), "min_p", None),
+        (more(json!({"top_k": 0})), "top_k", None),
+        (more(json!({"repetition_penalty": 0})), "repetition_penalty", None),
         (more(json!({"tools": [{"type": "function"}]})), "tools", Some("unsupported_parameter")),
         (more(json!({"tool_choice": "required"})), "tool_choice", Some("unsupported_parameter")),
         (

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use llama_core::sampler::SamplingError;
 use llama_core::{Error, FinishReason, GenerateError, Judgement};
 use serde_json::json;
 
@@ -73,8 +74,10 @@ impl ApiError {
                 BadRequest::new("prompt", message).into()
             }
             Error::Option { option, .. } => bad(option.to_owned(), None),
-            Error::Generate(GenerateError::Sampling(sampling)) if sampling.is_invalid_option() => {
-                BadRequest { message, param: None, code: None }.into()
+            Error::Generate(GenerateError::Sampling(SamplingError::MinP(_))) => bad("min_p".to_owned(), None),
+            Error::Generate(GenerateError::Sampling(SamplingError::TopK)) => bad("top_k".to_owned(), None),
+            Error::Generate(GenerateError::Sampling(SamplingError::RepetitionPenalty(_))) => {
+                bad("repetition_penalty".to_owned(), None)
             }
             other => Self::internal(&other),
         }
