@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -126,6 +127,8 @@ def stop(page, url, metric):
     page.say("Hello")
     check("a full context is told", "cut off" in page.all(".note")[-1].text)
     page.shoot("stopped")
+    page.say("Hello again")
+    check("and how to go on", page.all(".error")[-1].text, "The conversation is too long for this model: begin a new chat.")
 
 
 def complain(page, url, server):
@@ -146,8 +149,7 @@ def key(page, url):
     page.wait("an error", lambda: page.all(".error"))
     check("a key is asked for", page.driver.switch_to.active_element.get_attribute("id"), "key")
     page.shoot("key")
-    page.driver.switch_to.active_element.send_keys("secret")
-    page.all("#text")[0].click()
+    page.driver.switch_to.active_element.send_keys("secret", Keys.ENTER)
     check("with the key it answers", bool(page.say("Hello")))
 
 
@@ -158,8 +160,6 @@ def main(program, folder=None):
         return server, server.stdout.readline().split(" at ")[1].split(": ")[0]
 
     def metric_of(url):
-        import urllib.request
-
         def metric(name):
             lines = urllib.request.urlopen(url + "/metrics").read().decode().splitlines()
             return next(float(line.split(" ")[1]) for line in lines if line.startswith(name + " "))

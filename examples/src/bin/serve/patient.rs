@@ -71,3 +71,47 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         Pin::new(&mut self.get_mut().inner).poll_read(context, buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes, and then nothing.
+    struct Reader {
+        takes: usize,
+    }
+
+    impl AsyncWrite for Reader {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            match self.takes {
+                0 => Poll::Pending,
+                _ => {
+                    self.takes -= 1;
+                    Poll::Ready(Ok(1))
+                }
+            }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn who_takes_nothing_is_given_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut patient = Patient::new(Reader { takes: 1 }, Duration::from_millis(5));
+            let mut written = Vec::new();
+            for _ in 0..2 {
+                let write = std::future::poll_fn(|context| Pin::new(&mut patient).poll_write(context, b"a"));
+                written.push(write.await.map_err(|error| error.kind()));
+            }
+            assert_eq!(written, [Ok(1), Err(io::ErrorKind::TimedOut)]);
+        });
+    }
+}
