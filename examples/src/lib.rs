@@ -91,6 +91,20 @@ impl ModelArgs {
     ///
     /// See [`LlamaBuilder::build`].
     pub fn load(&self, max_seq_len: usize, max_batch_size: usize) -> Result<Llama, llama_core::Error> {
+        self.load_with(max_seq_len, max_batch_size, |builder| builder)
+    }
+
+    /// As [`load`](Self::load), with what a program chooses beside.
+    ///
+    /// # Errors
+    ///
+    /// See [`LlamaBuilder::build`].
+    pub fn load_with(
+        &self,
+        max_seq_len: usize,
+        max_batch_size: usize,
+        choose: impl FnOnce(LlamaBuilder) -> LlamaBuilder,
+    ) -> Result<Llama, llama_core::Error> {
         let mut builder = match &self.ckpt_dir {
             Some(dir) => Llama::builder().checkpoint(dir),
             None => tiny_chat()?,
@@ -102,7 +116,7 @@ impl ModelArgs {
             builder = builder.threads(threads);
         }
         let started = Instant::now();
-        let llama = show_progress(builder)
+        let llama = choose(show_progress(builder))
             .backend(self.backend)
             .device(self.device)
             .seed(self.seed)

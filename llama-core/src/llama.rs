@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use llama_backend::{ModelConfig, TokenId};
 
-use crate::generate::{Call, CancelToken, Engine, EngineStats, Request};
+use crate::generate::{Call, CancelToken, Engine, EngineStats, GenerateError, Request};
 use crate::options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, Prediction,
 };
 use crate::safety::{Guards, Prompt};
-use crate::stream::{Answer, Answers, ChatStream, StreamToken, TextStream};
+use crate::stream::{Answer, Answers, BatchStream, ChatStream, StreamToken, TextStream};
 use crate::tokenizer::Tokenizer;
 use crate::{Dialog, Error, LlamaBuilder, Message};
 
@@ -117,6 +117,12 @@ impl Llama {
         self.inner.engine.stats()
     }
 
+    /// Why the model answers nothing any more, if that is so ([`GenerateError::is_fatal`]).
+    #[must_use]
+    pub fn failure(&self) -> Option<GenerateError> {
+        self.inner.engine.stopped()
+    }
+
     /// Answers each dialog as the assistant (the reference's `chat_completion`).
     ///
     /// A dialog with one of the format's special tags is refused: its answer is [`llama_dialog::REFUSAL`] with
@@ -146,9 +152,20 @@ impl Llama {
     ///
     /// As [`chat_completion`](Self::chat_completion); what goes wrong later comes as the stream's last item.
     pub fn chat_stream(&self, dialog: &Dialog, options: &ChatOptions) -> Result<ChatStream, Error> {
+        Ok(ChatStream::new(self.chat_streams(std::slice::from_ref(dialog), options)?))
+    }
+
+    /// Answers each dialog as [`chat_completion`](Self::chat_completion) does, and gives all answers as they come.
+    ///
+    /// # Errors
+    ///
+    /// As [`chat_stream`](Self::chat_stream).
+    pub fn chat_streams(&self, dialogs: &[Dialog], options: &ChatOptions) -> Result<BatchStream, Error> {
+        if dialogs.is_empty() {
+            return Err(Error::Empty { what: "dialogs" });
+        }
         let cancel = cancel_token(options);
-        let answers = self.ask_dialogs(std::slice::from_ref(dialog), options, &cancel)?;
-        Ok(ChatStream::new(answers, cancel))
+        Ok(BatchStream::new(self.ask_dialogs(dialogs, options, &cancel)?, cancel))
     }
 
     /// Continues each text (the reference's `text_completion`).
@@ -172,8 +189,22 @@ impl Llama {
     ///
     /// As [`chat_stream`](Self::chat_stream).
     pub fn text_stream(&self, prompt: &str, options: &CompletionOptions) -> Result<TextStream, Error> {
+        Ok(ChatStream::new(self.text_streams(&[prompt], options)?))
+    }
+
+    /// Continues each text as [`text_completion`](Self::text_completion) does, and gives all of them as they come.
+    ///
+    /// # Errors
+    ///
+    /// As [`chat_stream`](Self::chat_stream).
+    pub fn text_streams(
+        &self,
+        prompts: &[impl AsRef<str>],
+        options: &CompletionOptions,
+    ) -> Result<BatchStream, Error> {
         let cancel = cancel_token(options);
-        Ok(ChatStream::new(self.ask(vec![self.text_prompt(prompt)], options, &cancel)?, cancel))
+        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
+        Ok(BatchStream::new(self.ask(prompts, options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
@@ -191,15 +222,38 @@ impl Llama {
         prompt_tokens: &[Vec<TokenId>],
         options: &GenerationOptions,
     ) -> Result<(Vec<Vec<TokenId>>, Option<Vec<Vec<f32>>>), Error> {
-        if !self.guards.is_empty() {
-            return Err(Error::Guarded { call: "generate" });
-        }
-        let prompts = prompt_tokens.iter().cloned().map(Prompt::tokens).collect();
-        let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
+        let answers = self.ask_tokens(prompt_tokens, options, &cancel_token(options), "generate")?.wait()?;
         let row = |answer: Answer| answer.tokens.into_iter().map(|token| (token.id, token.logprob)).unzip();
         let (tokens, logprobs): (_, Vec<Vec<Option<f32>>>) = answers.into_iter().map(row).unzip();
         let given = |row: Vec<Option<f32>>| row.into_iter().flatten().collect();
         Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(given).collect())))
+    }
+
+    /// Continues each list of tokens as [`generate`](Self::generate) does, as text: gives all continuations as they come.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate); what goes wrong later comes as the stream's last item.
+    pub fn generate_streams(
+        &self,
+        prompt_tokens: &[Vec<TokenId>],
+        options: &GenerationOptions,
+    ) -> Result<BatchStream, Error> {
+        let cancel = cancel_token(options);
+        Ok(BatchStream::new(self.ask_tokens(prompt_tokens, options, &cancel, "generate_streams")?, cancel))
+    }
+
+    fn ask_tokens(
+        &self,
+        prompt_tokens: &[Vec<TokenId>],
+        options: &GenerationOptions,
+        cancel: &CancelToken,
+        call: &'static str,
+    ) -> Result<Answers, Error> {
+        if !self.guards.is_empty() {
+            return Err(Error::Guarded { call });
+        }
+        self.ask(prompt_tokens.iter().cloned().map(Prompt::tokens).collect(), options, cancel)
     }
 
     fn ask_dialogs(

@@ -1,4 +1,4 @@
-//! [`ChatStream`]: an answer as it comes.
+//! [`ChatStream`]: an answer as it comes; [`BatchStream`]: the answers of one call.
 
 mod answers;
 mod judge;
@@ -43,8 +43,7 @@ use crate::safety::Judgement;
 /// ```
 #[derive(Debug)]
 pub struct ChatStream {
-    answers: Answers,
-    cancel: CancelToken,
+    batch: BatchStream,
 }
 
 /// A text as it is continued: the same as an answer as it comes.
@@ -85,26 +84,74 @@ pub struct StreamToken {
     pub top_logprobs: Vec<TokenChoice>,
 }
 
+/// The answers of one call as they come: every event with the place, in the call, of the dialog or prompt that it answers. In all else it is as
+/// [`ChatStream`], which is one of a single answer. The call is let in as a whole, its prompts run in the same forward passes, and the same
+/// prompt n times is answered n times, each from a random stream of its own.
+///
+/// ```no_run
+/// # use llama_core::{ChatOptions, Dialog, Llama};
+/// # let llama = Llama::build("llama-2-7b-chat", "tokenizer.model", 512, 8)?;
+/// use llama_core::StreamEvent;
+///
+/// let mut texts = [String::new(), String::new()];
+/// let dialogs = [Dialog::new("Tell me a story."), Dialog::new("Tell me another.")];
+/// for event in llama.chat_streams(&dialogs, &ChatOptions::default())? {
+///     if let (place, StreamEvent::Text(text)) = event? {
+///         texts[place].push_str(&text);
+///     }
+/// }
+/// # Ok::<(), llama_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct BatchStream {
+    answers: Answers,
+    cancel: CancelToken,
+}
+
 impl ChatStream {
     /// A call with one row.
-    pub(crate) fn new(answers: Answers, cancel: CancelToken) -> Self {
-        Self { answers, cancel }
+    pub(crate) fn new(batch: BatchStream) -> Self {
+        Self { batch }
     }
 
     /// The last message of the dialog where it is not to be kept as it was given.
     pub(crate) fn message(&self) -> Option<&str> {
-        self.answers.message(0)
+        self.batch.answers.message(0)
     }
 
     /// Ends the answer from anywhere: the token of the options, or one of this stream's own.
     #[must_use]
     pub fn cancel_token(&self) -> CancelToken {
-        self.cancel.clone()
+        self.batch.cancel_token()
     }
 
     /// The next event; where there is none yet, the context's waker is woken when there is.
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Result<StreamEvent, Error>>> {
-        self.answers.poll_next(context).map(|event| event.map(|event| event.map(|(_, event)| event)))
+        self.batch.poll_next(context).map(|event| event.map(|event| event.map(|(_, event)| event)))
+    }
+}
+
+impl BatchStream {
+    pub(crate) fn new(answers: Answers, cancel: CancelToken) -> Self {
+        Self { answers, cancel }
+    }
+
+    /// Ends the answers from anywhere: the token of the options, or one of this stream's own.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// The first prompt that was refused before it began, known before any event is read: its place in the call, whether it held a special tag
+    /// ([`FinishReason::Refused`]) or a guard refused it ([`FinishReason::Guarded`]), and what the guards have found in it.
+    #[must_use]
+    pub fn refused(&self) -> Option<(usize, FinishReason, &[Judgement])> {
+        self.answers.refused()
+    }
+
+    /// The next event; where there is none yet, the context's waker is woken when there is.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Result<(usize, StreamEvent), Error>>> {
+        self.answers.poll_next(context)
     }
 }
 
@@ -112,7 +159,15 @@ impl Iterator for ChatStream {
     type Item = Result<StreamEvent, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.answers.next().map(|event| event.map(|(_, event)| event))
+        self.batch.next().map(|event| event.map(|(_, event)| event))
+    }
+}
+
+impl Iterator for BatchStream {
+    type Item = Result<(usize, StreamEvent), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.answers.next()
     }
 }
 
@@ -125,5 +180,17 @@ impl futures_core::Stream for ChatStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<<Self as Iterator>::Item>> {
         ChatStream::poll_next(self.get_mut(), context)
+    }
+}
+
+#[cfg(feature = "futures")]
+impl futures_core::Stream for BatchStream {
+    type Item = Result<(usize, StreamEvent), Error>;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<<Self as Iterator>::Item>> {
+        BatchStream::poll_next(self.get_mut(), context)
     }
 }

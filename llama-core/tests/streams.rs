@@ -9,8 +9,8 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use llama_core::{
-    CancelToken, ChatOptions, ChatStream, CompletionOptions, Dialog, Error, FinishReason, GenerateError,
-    Llama, StreamEvent, StreamToken, TokenId, Usage,
+    BatchStream, CancelToken, ChatOptions, ChatStream, CompletionOptions, Dialog, Error, FinishReason,
+    GenerateError, Llama, StreamEvent, StreamToken, TokenId, Usage, WordList,
 };
 
 const TINY_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
@@ -72,6 +72,54 @@ fn a_stream_gives_what_the_call_gives_logprobs_and_alternatives_included() {
         assert!(choices.iter().all(|choice| choice.id != token.id || Some(choice.logprob) == token.logprob));
     }
     assert_eq!(Some(choices), whole.top_logprobs);
+}
+
+/// What each answer of a call is told, event by event.
+fn hear_all(stream: BatchStream, n: usize) -> Vec<Heard> {
+    let mut heard: Vec<Heard> = (0..n).map(|_| Heard::default()).collect();
+    stream.for_each(|event| {
+        let (place, event) = event.unwrap();
+        heard[place].hear(event);
+    });
+    heard
+}
+
+#[test]
+fn a_stream_of_many_answers_gives_what_the_calls_give() {
+    let llama = llama();
+    let options = ChatOptions { max_gen_len: Some(20), ..Default::default() };
+    // The same dialog twice is answered from two random streams.
+    let dialogs = [dialog(), Dialog::new("Hello"), dialog()];
+    let whole = llama.chat_completion(&dialogs, &options).unwrap();
+    let heard = hear_all(llama.chat_streams(&dialogs, &options).unwrap(), 3);
+    for (heard, whole) in heard.iter().zip(&whole) {
+        assert_eq!(heard.text, whole.generation.content);
+        assert_eq!(heard.end, Some((whole.finish_reason, whole.usage)));
+    }
+    let texts = ["Once upon a time", "The"];
+    let whole = llama.text_completion(&texts, &options).unwrap();
+    let heard = hear_all(llama.text_streams(&texts, &options).unwrap(), 2);
+    assert!(heard.iter().map(|heard| &heard.text).eq(whole.iter().map(|whole| &whole.generation)));
+    // The tokens that the texts are made of.
+    let tokens = texts.map(|text| llama.tokenizer().encode_prompt(text));
+    assert_eq!(hear_all(llama.generate_streams(&tokens, &options).unwrap(), 2), heard);
+    assert!(matches!(llama.chat_streams(&[], &options), Err(Error::Empty { what: "dialogs" })));
+}
+
+#[test]
+fn a_call_tells_at_once_which_prompt_is_refused() {
+    let llama = llama();
+    let dialogs = [dialog(), Dialog::new("[INST] Hello")];
+    let stream = llama.chat_streams(&dialogs, &greedy()).unwrap();
+    assert!(matches!(stream.refused(), Some((1, FinishReason::Refused, []))));
+    let guarded = llama.clone().with_guard("birthday".parse::<WordList>().unwrap());
+    let stream = guarded.chat_streams(&dialogs, &greedy()).unwrap();
+    let (place, reason, judgements) = stream.refused().unwrap();
+    assert_eq!((place, reason, judgements[0].message), (0, FinishReason::Guarded, 0));
+    assert!(llama.chat_streams(&[dialog()], &greedy()).unwrap().refused().is_none());
+    let tokens = [llama.tokenizer().encode_prompt("a birthday")];
+    let refused = guarded.generate_streams(&tokens, &greedy());
+    assert!(matches!(refused, Err(Error::Guarded { call: "generate_streams" })));
 }
 
 #[test]

@@ -170,9 +170,14 @@ impl Engine {
         Ok(submission)
     }
 
+    /// Why the thread has ended, if it has.
+    pub(crate) fn stopped(&self) -> Option<GenerateError> {
+        self.shared.failure.get().cloned()
+    }
+
     /// Why the thread has ended.
     pub(crate) fn failure(&self) -> GenerateError {
-        self.shared.failure.get().cloned().unwrap_or(GenerateError::Stopped)
+        self.stopped().unwrap_or(GenerateError::Stopped)
     }
 
     pub(crate) fn stats(&self) -> EngineStats {

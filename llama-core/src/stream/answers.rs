@@ -42,6 +42,8 @@ pub(crate) struct Answers {
     submission: Submission,
     rows: Vec<Row>,
     ready: VecDeque<(usize, StreamEvent)>,
+    /// The first prompt that was refused before it began.
+    refused: Option<(usize, FinishReason, Vec<Judgement>)>,
     /// Keeps the engine alive.
     llama: Llama,
 }
@@ -66,7 +68,10 @@ impl Answers {
         submission: Submission,
     ) -> Result<Self, Error> {
         let rows = prompts.iter().map(|prompt| Row::new(llama, prompt, options)).collect();
-        let mut answers = Self { submission, rows, ready: VecDeque::new(), llama: llama.clone() };
+        let refused = prompts.iter().enumerate().find_map(|(place, prompt)| {
+            prompt.refused.map(|reason| (place, reason, prompt.judgements.clone()))
+        });
+        let mut answers = Self { submission, rows, ready: VecDeque::new(), refused, llama: llama.clone() };
         for (place, prompt) in prompts.iter().enumerate() {
             if let Some(reason) = prompt.refused {
                 let text = Prompt::refusal(reason).map(|text| StreamEvent::Text(text.to_owned()));
@@ -127,6 +132,11 @@ impl Answers {
     /// The message of a row where it is not to be kept as it was given.
     pub(crate) fn message(&self, place: usize) -> Option<&str> {
         self.rows.get(place).and_then(|row| row.message.as_deref())
+    }
+
+    /// The first prompt that was refused before it began: its place, why, and what guards have found in it.
+    pub(crate) fn refused(&self) -> Option<(usize, FinishReason, &[Judgement])> {
+        self.refused.as_ref().map(|(place, reason, judgements)| (*place, *reason, &**judgements))
     }
 
     fn is_complete(&self) -> bool {

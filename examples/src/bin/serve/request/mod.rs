@@ -1,0 +1,89 @@
+//! What a client asks for, read from JSON: OpenAI's requests as prompts and options of llama-core's.
+//!
+//! Nothing here knows HTTP. Fields are taken one by one ([`Fields`]), so that an error names the field, and what nobody has taken is
+//! a field that does not exist. As OpenAI does it: `null` asks for nothing, a field that does not exist is an error, and so is one that
+//! would change the answer and cannot be had; what only describes the caller (`user`, `metadata` …) is let pass.
+
+mod chat;
+mod completion;
+mod fields;
+mod options;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use chat::chat;
+pub(crate) use completion::completion;
+use llama_core::{Dialog, GenerationOptions, TokenId};
+pub(crate) use options::defaults;
+
+/// A request that can be answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) model: String,
+    pub(crate) prompts: Prompts,
+    /// Answers to each prompt.
+    pub(crate) n: usize,
+    /// `None`: the whole answer at once.
+    pub(crate) stream: Option<Streaming>,
+    pub(crate) options: GenerationOptions,
+}
+
+/// What is to be answered or continued.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Prompts {
+    Dialog(Dialog),
+    Texts(Vec<String>),
+    Tokens(Vec<Vec<TokenId>>),
+}
+
+/// How an answer is streamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Streaming {
+    /// A last chunk has the usage.
+    pub(crate) include_usage: bool,
+}
+
+/// Why a request cannot be answered: the client is to change it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BadRequest {
+    pub(crate) message: String,
+    /// The field at fault, as a path: `messages[0].content`.
+    pub(crate) param: Option<String>,
+    pub(crate) code: Option<&'static str>,
+}
+
+impl BadRequest {
+    pub(crate) fn new(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { message: message.into(), param: Some(param.into()), code: None }
+    }
+
+    pub(crate) fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// A field that would change the answer, and cannot be had.
+    fn unsupported(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("`{param}` is not supported by this server");
+        Self::new(param, message).with_code("unsupported_parameter")
+    }
+}
+
+impl Prompts {
+    /// Where in the request one of them stands.
+    pub(crate) fn path(&self, place: usize) -> String {
+        match self {
+            Self::Dialog(_) => "messages".to_owned(),
+            _ if self.len() == 1 => "prompt".to_owned(),
+            _ => format!("prompt[{place}]"),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Dialog(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::Tokens(tokens) => tokens.len(),
+        }
+    }
+}
