@@ -72,8 +72,8 @@ pub use options::{
 };
 pub use registry::BackendKind;
 pub use safety::{
-    Classifier, ClassifierError, Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome, Side,
-    Verdict, WordList, WordListError, guard_fn,
+    Classifier, ClassifierError, Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome,
+    PromptLeak, Side, Verdict, WordList, WordListError, guard_fn,
 };
 pub use session::{
     ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
