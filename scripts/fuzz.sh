@@ -7,15 +7,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-30}
 shift || true
+cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --version 0.13.2 --locked
 export RUSTC_BOOTSTRAP=1
-command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --version 0.13.2 --locked
 cargo fuzz build --sanitizer address
 
 fuzz_one() {
     local target=$1 flags=() dictionary=fuzz/dictionaries/$1.txt log=fuzz/found/$1.log
     mkdir -p "fuzz/found/$target" "fuzz/artifacts/$target"
     if [ -f "$dictionary" ]; then flags+=("-dict=$dictionary"); fi
-    # A length in a header is no reason to allocate: 64 MiB at once or 1 GiB altogether is a failure, and so is a second on a small file.
+    # A length in a header is no reason to allocate: 64 MiB at once or 1 GiB altogether is a failure, and so are ten seconds.
     if ! cargo fuzz run --sanitizer address "$target" "fuzz/found/$target" "fuzz/corpus/$target" -- \
         -max_total_time="$seconds" -max_len=65536 -timeout=10 -malloc_limit_mb=64 -rss_limit_mb=1024 \
         -print_final_stats=1 "${flags[@]}" >"$log" 2>&1; then

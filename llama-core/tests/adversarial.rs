@@ -3,14 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
+#[path = "fixtures/hostile.rs"]
+mod hostile;
 #[path = "fixtures/scripted.rs"]
 mod scripted;
 
 use llama_core::{
     ChatOptions, ChatPrediction, Dialog, DialogError, Error, FinishReason, HoldBack, LeftOutReason, Llama,
-    Outcome, PromptLeak, REFUSAL, Side, StreamEvent, TokenId, WordList,
+    Outcome, PromptLeak, REFUSAL, Side, StreamEvent, TokenId, Verdict, WordList, guard_fn,
 };
 use llama_dialog::RawMessage;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use scripted::Scripted;
 use serde::Deserialize;
 
@@ -362,4 +366,47 @@ fn no_hold_back_tells_what_another_does_not() {
             );
         }
     }
+}
+
+/// What the engine is given is the dialog's own ids, by whichever call, and whatever a guard writes: `tests/injection.rs` says what those are.
+#[test]
+fn the_model_is_given_the_format_and_text() {
+    let model = Scripted::new();
+    let llama = model.builder().max_batch_size(1).max_seq_len(2048).context_limit(2048).build().unwrap();
+    let dialogs = prop::collection::vec(hostile::text(Vec::new()), 1..5);
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let options = ChatOptions { max_gen_len: Some(1), ..options() };
+    let law = |texts: Vec<String>| {
+        let mut dialog = Dialog::new(&*texts[0]);
+        for pair in texts[1..].chunks_exact(2) {
+            dialog = dialog.then(&*pair[0], &*pair[1]);
+        }
+        if texts.len().is_multiple_of(2) {
+            dialog = dialog.with_system(&*texts[texts.len() - 1]);
+        }
+        let written = texts.concat();
+        let replaces = guard_fn(move |_| Verdict::replace(written.clone(), "", ""));
+        for llama in [llama.clone(), llama.clone().with_guard(replaces)] {
+            model.prompts();
+            let Ok(answers) = llama.chat_completion(std::slice::from_ref(&dialog), &options) else {
+                continue; // too long
+            };
+            let given = model.prompts();
+            prop_assert_eq!(given.is_empty(), answers[0].finish_reason == FinishReason::Refused);
+            for prompt in given {
+                let n_bos = prompt.iter().filter(|&&id| id == llama.tokenizer().bos_id()).count();
+                let n_eos = prompt.iter().filter(|&&id| id == llama.tokenizer().eos_id()).count();
+                prop_assert_eq!([n_bos, n_eos + 1], [dialog.turns().count(); 2]);
+            }
+            let text = llama.text_completion(&[&texts[0]], &options);
+            prop_assert!(text.is_ok());
+            for prompt in model.prompts() {
+                prop_assert_eq!(prompt[0], llama.tokenizer().bos_id());
+                prop_assert!(prompt[1..].iter().all(|id| id.0 > 2));
+            }
+        }
+        Ok(())
+    };
+    runner.run(&dialogs, law).unwrap_or_else(|e| panic!("{e}"));
 }

@@ -1,6 +1,6 @@
 //! The seeds of the fuzz targets (`fuzz/corpus`) are what the tests' own writers write: `LLAMA_UPDATE_SEEDS=1` writes them anew.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 #[path = "fixtures/gguf.rs"]
 mod gguf;
