@@ -170,7 +170,7 @@ fn ask(number: usize, llama: &Llama, asked: &Asked) -> ChatPrediction {
     let (mut told, mut tokens) = (String::new(), Vec::new());
     let mut stream = guarded.chat_stream(&asked.dialog, options).unwrap();
     let mut n_events = 0;
-    while let Some(event) = stream.next() {
+    for event in stream.by_ref() {
         match event.unwrap() {
             StreamEvent::Text(text) => told.push_str(&text),
             StreamEvent::Token(token) => tokens.push(token.text),
