@@ -37,9 +37,15 @@ impl Model {
             message.extend([3 << 3, *kind]);
             out.extend(bytes_field(1, &message));
         }
-        // TrainerSpec: model_type = BPE, byte_fallback = true (field 35), bos_piece (46), eos_piece (47).
-        let [bos, eos] = self.bos_eos.each_ref().map(|name| bytes_field(6, name.as_bytes()));
-        let trainer = [&[3 << 3, 2, 0x98, 0x02, 1, 0xf2, 0x02], &bos[1..], &[0xfa, 0x02], &eos[1..]].concat();
+        // TrainerSpec: model_type = BPE, byte_fallback = true (field 35); bos_piece (46) and eos_piece (47) where they are not the usual ones.
+        let mut trainer = vec![3 << 3, 2, 0x98, 0x02, 1];
+        let usual = ["<s>", "</s>"];
+        for ((name, usual), key) in self.bos_eos.iter().zip(usual).zip([[0xf2, 0x02], [0xfa, 0x02]]) {
+            if name != usual {
+                trainer.extend(key);
+                trainer.extend(&bytes_field(0, name.as_bytes())[1..]);
+            }
+        }
         out.extend(bytes_field(2, &trainer));
         // NormalizerSpec: identity, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
         let mut spec = bytes_field(1, b"identity");
