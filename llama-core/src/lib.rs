@@ -75,8 +75,8 @@ pub use options::{
 };
 pub use registry::BackendKind;
 pub use safety::{
-    Classifier, ClassifierError, Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome, Side,
-    Verdict, WordList, WordListError, guard_fn,
+    Classifier, ClassifierError, Excerpt, Finding, Guard, GuardError, HoldBack, Judgement, Outcome,
+    PromptLeak, Side, Verdict, WordList, WordListError, guard_fn,
 };
 pub use score::{Score, TextScores, WindowOptions};
 pub use session::{

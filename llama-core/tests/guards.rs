@@ -2,21 +2,18 @@
 #![cfg(feature = "candle")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+#[path = "fixtures/scripted.rs"]
+mod scripted;
+
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use llama_backend::testing::NaiveBackend;
-use llama_backend::{
-    Backend, BackendError, Batch, Capabilities, DType, LoadParams, Logits, MemoryPlan, Model, ModelConfig,
-    ModelSource, Slot, Slots,
-};
 use llama_core::{
     ChatOptions, ChatPrediction, Classifier, CompletionOptions, Dialog, Error, Excerpt, FinishReason, Guard,
     GuardError, HoldBack, LeftOutReason, Llama, Message, Outcome, Role, Side, StreamEvent, TokenId, Verdict,
     WordList, guard_fn,
 };
-
-const TINY_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-chat");
+use scripted::{Scripted, TINY_CHAT};
 
 fn llama() -> &'static Llama {
     static LLAMA: OnceLock<Llama> = OnceLock::new();
@@ -279,77 +276,10 @@ fn a_session_keeps_nothing_that_was_refused_and_what_was_replaced_as_it_was_sent
     }
 }
 
-/// A model that gives one answer to whatever it is asked, and no other.
-#[derive(Debug, Clone)]
-struct Says(Vec<TokenId>);
-
-struct SayingModel {
-    says: Says,
-    config: ModelConfig,
-    params: LoadParams,
-    slots: Slots,
-}
-
-impl Backend for Says {
-    fn name(&self) -> &'static str {
-        "says"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        NaiveBackend.capabilities()
-    }
-
-    fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
-        NaiveBackend.plan(config, dtype, params)
-    }
-
-    fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
-        let ModelSource::Weights(weights) = &source else { panic!("{source:?}") };
-        let config = weights.config().clone();
-        let slots = Slots::new(&config, params);
-        Ok(Box::new(SayingModel { says: self.clone(), config, params: params.clone(), slots }))
-    }
-}
-
-impl Model for SayingModel {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn params(&self) -> &LoadParams {
-        &self.params
-    }
-
-    fn forward(&mut self, batch: &Batch<'_>, out: &mut Logits) -> Result<(), BackendError> {
-        self.slots.check(batch)?;
-        let vocab_size = self.config.vocab_size;
-        let mut rows = out.reset(batch.n_rows(), vocab_size).chunks_exact_mut(vocab_size);
-        for run in batch.runs {
-            for token in &run.tokens[run.tokens.len() - run.n_rows()..] {
-                // Its tokens are all different, and the prompt ends with none of them.
-                let place = self.says.0.iter().position(|said| said == token).map_or(0, |place| place + 1);
-                let row = rows.next().unwrap();
-                row.fill(0.0);
-                row[self.says.0.get(place).map_or(2, |token| token.0 as usize)] = 20.0;
-            }
-        }
-        self.slots.advance(batch);
-        Ok(())
-    }
-
-    fn truncate(&mut self, slot: Slot, len: usize) -> Result<(), BackendError> {
-        self.slots.truncate(slot, len)
-    }
-
-    fn fork(&mut self, from: Slot, to: Slot, len: usize) -> Result<(), BackendError> {
-        self.slots.fork(from, to, len)
-    }
-}
-
 fn classifier(says: &str, max_seq_len: usize) -> Classifier {
-    let says = Says(llama().tokenizer().encode(says));
-    let builder = Llama::builder().checkpoint(TINY_CHAT).custom_backend(Arc::new(says));
-    Classifier::new(builder.max_seq_len(max_seq_len).context_limit(8192).build().unwrap())
+    let model = Scripted::new();
+    model.says(says);
+    Classifier::new(model.builder().max_seq_len(max_seq_len).context_limit(8192).build().unwrap())
 }
 
 #[test]

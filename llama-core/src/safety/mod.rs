@@ -10,6 +10,8 @@
 //! The format's special tags are not the affair of a guard: a dialog that holds one has no rendering, guards or not.
 
 mod classifier;
+mod leak;
+mod normal;
 mod prompt;
 mod words;
 
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::classifier::{Classifier, ClassifierError};
+pub use self::leak::PromptLeak;
 pub(crate) use self::prompt::Prompt;
 pub use self::words::{WordList, WordListError};
 use crate::{Llama, Message, Role};

@@ -1,8 +1,6 @@
 //! [`WordList`]: the guard of words and patterns from a file.
 //!
-//! The decision: text is compared as a reader sees it, not as it is coded. Both sides lose case, compatibility forms (full-width and styled
-//! letters) and characters without width, and white space is one space; letters of another script that look alike stay what they are. The normal form is
-//! made character by character, so that what is found can be replaced where it stands.
+//! Both sides are compared in their normal form ([`Normal`]), and what is found is replaced where it stands.
 
 use std::fs;
 use std::ops::Range;
@@ -10,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use aho_corasick::AhoCorasick;
 use regex::Regex;
-use unicode_normalization::char::decompose_compatible;
 
+use super::normal::Normal;
 use super::{Excerpt, Finding, Guard, GuardError, Verdict};
 
 /// Refuses, or replaces, texts with one of a list of words, phrases and patterns.
@@ -175,42 +173,6 @@ impl Guard for WordList {
     }
 }
 
-/// A text in its normal form.
-struct Normal {
-    text: String,
-    /// For each byte of it, the character of the original that it is of.
-    origin: Vec<Range<usize>>,
-}
-
-impl Normal {
-    fn of(original: &str) -> Self {
-        let mut normal = Self { text: String::new(), origin: Vec::new() };
-        for (at, c) in original.char_indices().filter(|(_, c)| !has_no_width(*c)) {
-            let origin = at..at + c.len_utf8();
-            decompose_compatible(c, |c| c.to_lowercase().for_each(|c| normal.push(c, origin.clone())));
-        }
-        normal
-    }
-
-    fn push(&mut self, c: char, origin: Range<usize>) {
-        let c = if c.is_whitespace() { ' ' } else { c };
-        if has_no_width(c) || (c == ' ' && self.text.ends_with(' ')) {
-            return;
-        }
-        self.text.push(c);
-        self.origin.resize(self.text.len(), origin);
-    }
-
-    /// Where a part of it, which is not empty, stands in the original.
-    fn original(&self, part: Range<usize>) -> Range<usize> {
-        let part = &self.origin[part];
-        match (part.first(), part.last()) {
-            (Some(first), Some(last)) => first.start..last.end,
-            _ => 0..0,
-        }
-    }
-}
-
 /// Whether no word goes on across its ends.
 fn is_whole(text: &str, word: Range<usize>) -> bool {
     let goes_on = |a: Option<char>, b: Option<char>| {
@@ -219,15 +181,6 @@ fn is_whole(text: &str, word: Range<usize>) -> bool {
     let (before, found, behind) = (&text[..word.start], &text[word.clone()], &text[word.end..]);
     !goes_on(before.chars().next_back(), found.chars().next())
         && !goes_on(found.chars().next_back(), behind.chars().next())
-}
-
-/// Whether a character is not seen: Unicode's `Default_Ignorable_Code_Point`.
-fn has_no_width(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
-        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}'
-        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! SentencePiece in its plainest form: a writer of models, the merge rule and the decoder as one would say them aloud.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::HashMap;
 
@@ -12,6 +13,8 @@ pub(crate) const BYTE: u8 = 6;
 pub(crate) struct Model {
     pub(crate) pieces: Vec<(String, f32, u8)>,
     pub(crate) remove_extra_whitespaces: bool,
+    /// What BOS and EOS are called.
+    pub(crate) bos_eos: [String; 2],
 }
 
 impl Model {
@@ -21,7 +24,7 @@ impl Model {
             vec![("<unk>".into(), 0.0, UNKNOWN), ("<s>".into(), 0.0, CONTROL), ("</s>".into(), 0.0, CONTROL)];
         pieces.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, BYTE)));
         pieces.extend(normal.into_iter().map(|(piece, score)| (piece, score, NORMAL)));
-        Model { pieces, remove_extra_whitespaces: false }
+        Model { pieces, remove_extra_whitespaces: false, bos_eos: ["<s>".into(), "</s>".into()] }
     }
 
     /// The protobuf.
@@ -34,8 +37,16 @@ impl Model {
             message.extend([3 << 3, *kind]);
             out.extend(bytes_field(1, &message));
         }
-        // TrainerSpec: model_type = BPE, byte_fallback = true (field 35).
-        out.extend(bytes_field(2, &[3 << 3, 2, 0x98, 0x02, 1]));
+        // TrainerSpec: model_type = BPE, byte_fallback = true (field 35); bos_piece (46) and eos_piece (47) where they are not the usual ones.
+        let mut trainer = vec![3 << 3, 2, 0x98, 0x02, 1];
+        let usual = ["<s>", "</s>"];
+        for ((name, usual), key) in self.bos_eos.iter().zip(usual).zip([[0xf2, 0x02], [0xfa, 0x02]]) {
+            if name != usual {
+                trainer.extend(key);
+                trainer.extend(&bytes_field(0, name.as_bytes())[1..]);
+            }
+        }
+        out.extend(bytes_field(2, &trainer));
         // NormalizerSpec: identity, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
         let mut spec = bytes_field(1, b"identity");
         spec.extend([3 << 3, 1, 4 << 3, u8::from(self.remove_extra_whitespaces), 5 << 3, 1]);

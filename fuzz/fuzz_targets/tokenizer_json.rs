@@ -1,0 +1,7 @@
+//! `tokenizer.json`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use llama_core::tokenizer::Tokenizer;
+
+fuzz_target!(|bytes: &[u8]| fuzz::tokenizer(Tokenizer::from_bytes(bytes)));
