@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for so many seconds, two at a time: scripts/fuzz.sh [SECONDS], 30 by default; 900 is an hour altogether. With names
+# Runs every fuzz target for so many seconds, two at a time: scripts/fuzz.sh [SECONDS], 30 by default; 800 is an hour altogether. With names
 # behind the seconds, those alone. Needs a C++ compiler; cargo-fuzz is installed where it is absent. The toolchain is the stable one: the sanitizer is a flag that it
 # hides. What is found is kept in fuzz/found and goes on from there; what fails lies in fuzz/artifacts and is run again by
 # `cargo fuzz run TARGET FILE`.

@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use examples::{ModelArgs, SamplingArgs};
-use llama_core::{Classifier, HoldBack, Llama, WordList};
+use llama_core::{Classifier, GenerationOptions, HoldBack, Llama, WhenFull, WordList};
 
 /// Serves a model to OpenAI's clients, and a page to chat with it at `/`. Without a checkpoint, the built-in tiny-chat answers.
 #[derive(Debug, Parser)]
@@ -91,6 +92,17 @@ impl Args {
                 llama.with_guard(Classifier::new(args.load(self.guard_max_seq_len, self.max_batch_size)?));
         }
         Ok(llama.with_hold_back(self.hold_back))
+    }
+
+    /// How an answer is generated as far as a request says nothing about it.
+    pub(crate) fn defaults(&self) -> GenerationOptions {
+        GenerationOptions {
+            temperature: self.sampling.temperature,
+            top_p: self.sampling.top_p,
+            deadline: Some(Duration::from_secs(self.deadline)),
+            when_full: WhenFull::Refuse,
+            ..Default::default()
+        }
     }
 
     pub(crate) fn is_guarded(&self) -> bool {

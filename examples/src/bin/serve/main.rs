@@ -1,6 +1,6 @@
 //! A server for OpenAI's clients, with a page to chat at: `cargo run --release --bin serve`.
 //!
-//! [`listen`] takes connections, [`routes`] says what there is, [`request`] reads what is asked, [`answer`] is what the model says to it, and [`format`] and
+//! [`listen`] takes connections, [`routes`] says what there is, [`request`] reads what is asked, [`answer`] is what the model says to it, and [`mod@format`] and
 //! [`events`] are how the client is told. No thread of the runtime ever waits for the model.
 
 mod access;
@@ -51,7 +51,7 @@ fn serve(args: &Args) -> Outcome {
         llama,
         args.is_guarded(),
         args.model_name(),
-        request::defaults(&args.sampling, Duration::from_secs(args.deadline)),
+        args.defaults(),
         Limits {
             max_concurrent: args.max_concurrent,
             max_queue_len: args.max_queue_len,

@@ -14,7 +14,6 @@ mod tests;
 pub(crate) use chat::chat;
 pub(crate) use completion::completion;
 use llama_core::{Dialog, GenerationOptions, TokenId};
-pub(crate) use options::defaults;
 
 /// A request that can be answered.
 #[derive(Debug, Clone, PartialEq)]

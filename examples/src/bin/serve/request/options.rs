@@ -1,10 +1,8 @@
 //! What both kinds of request have in common: the model, how to sample, and how to be answered.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use examples::SamplingArgs;
-use llama_core::{GenerationOptions, TokenId, WhenFull};
+use llama_core::{GenerationOptions, TokenId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -131,16 +129,5 @@ fn asks_for_nothing(name: &str, value: &Value, n: usize) -> bool {
         "tool_choice" | "function_call" => *value == json!("none"),
         "tools" | "functions" => *value == json!([]),
         _ => false,
-    }
-}
-
-/// How a server generates what a request says nothing about.
-pub(crate) fn defaults(sampling: &SamplingArgs, deadline: Duration) -> GenerationOptions {
-    GenerationOptions {
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        deadline: Some(deadline),
-        when_full: WhenFull::Refuse,
-        ..Default::default()
     }
 }
