@@ -106,7 +106,7 @@ impl Backend for CandleBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: DTYPES, skipped_laws: &[] }
+        Capabilities { dtypes: DTYPES, skipped_laws: &[], tensor_parallel: true }
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
