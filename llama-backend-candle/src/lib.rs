@@ -34,6 +34,8 @@ mod linear;
 mod load;
 mod model;
 mod ops;
+mod slices;
+mod split;
 mod tensors;
 #[cfg(test)]
 mod test_util;
@@ -157,6 +159,18 @@ mod tests {
         use crate::{CandleBackend, Place};
 
         llama_backend::conformance_tests!(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) });
+    }
+
+    /// The same on two ranks.
+    mod tensors_on_ranks {
+        use llama_backend::testing::{ThreadRanks, Tolerance};
+
+        use crate::{CandleBackend, Place};
+
+        llama_backend::conformance_tests!(
+            ThreadRanks::at_most(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) }, 2),
+            Tolerance::default()
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::{
 pub struct ThreadRanks {
     backend: Arc<dyn Backend>,
     size: usize,
+    /// Whether fewer will do.
+    at_most: bool,
     last: Mutex<Vec<Arc<ThreadCommunicator>>>,
 }
 
@@ -22,7 +24,20 @@ impl ThreadRanks {
     /// The backend on so many ranks.
     #[must_use]
     pub fn new(backend: impl Backend + 'static, size: usize) -> Self {
-        Self { backend: Arc::new(backend), size, last: Mutex::default() }
+        Self { backend: Arc::new(backend), size, at_most: false, last: Mutex::default() }
+    }
+
+    /// The backend on as many ranks as a model has parts for, up to so many: for laws, whose models have any shape.
+    #[must_use]
+    pub fn at_most(backend: impl Backend + 'static, size: usize) -> Self {
+        Self { at_most: true, ..Self::new(backend, size) }
+    }
+
+    fn group(&self, config: &ModelConfig) -> impl Iterator<Item = Arc<ThreadCommunicator>> {
+        let ModelConfig { n_kv_heads, ffn_dim, vocab_size, .. } = *config;
+        let has_parts = |&size: &usize| n_kv_heads.is_multiple_of(size) && size <= ffn_dim.min(vocab_size);
+        let size = if self.at_most { (1..=self.size).rev().find(has_parts).unwrap_or(1) } else { self.size };
+        ThreadCommunicator::group(size)
     }
 
     /// The ranks of the model that was loaded last, to ask what they did.
@@ -46,7 +61,7 @@ impl Backend for ThreadRanks {
         let plan =
             |communicator| self.backend.plan(config, dtype, &LoadParams { communicator, ..params.clone() });
         let none = MemoryPlan { weights: 0, in_place: 0, kv_cache: 0, scratch: 0 };
-        ThreadCommunicator::group(self.size).fold(none, |sum, rank| {
+        self.group(config).fold(none, |sum, rank| {
             let plan = plan(rank);
             MemoryPlan {
                 weights: sum.weights.saturating_add(plan.weights),
@@ -58,7 +73,7 @@ impl Backend for ThreadRanks {
     }
 
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
-        let ranks: Vec<_> = ThreadCommunicator::group(self.size).collect();
+        let ranks: Vec<_> = self.group(source.config()).collect();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = ranks.clone();
         let mut claims = ranks.into_iter().map(|rank| Ranks::claim(rank));
         let Some(leader) = claims.next() else {
