@@ -30,8 +30,9 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     let on_host = matches!(place, Place::Host(_));
     let stored = dtype;
     let dtype = if on_host || !dtype.is_quantized() { dtype } else { DType::F32 };
-    let split =
-        config.validate().and_then(|()| Split::new(config, &*params.communicator, params.computation));
+    let split = config
+        .validate()
+        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params)));
     // What cannot be split, or is no model, is refused when it is loaded.
     let Some(split) = split.ok().filter(|split| !split.is_whole()) else {
         return plan_of(on_host, config, dtype, params);
@@ -114,7 +115,7 @@ pub(crate) fn load(
     plan(place, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    let split = Split::new(&config, &*params.communicator, params.computation)?;
+    let split = Split::new(&config, &*params.communicator, computation(place, params))?;
     // Of the feed-forward network's width, which goes by the type of each layer, nothing below asks.
     let shape = shape(&split.local(DType::F32), params);
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
@@ -135,12 +136,20 @@ pub(crate) fn load(
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
     };
-    let computation = params.computation;
+    let computation = computation(place, params);
     let mut reader = Reader { source, ops: &ops, computation, split: &split, notices: Vec::new() };
     let transformer = reader.transformer(&config, attention, params)?;
     let notices = reader.notices;
     let slots = Slots::new(&config, params);
     Ok(CandleModel { slots, params: params.clone(), config, transformer, cache, notices })
+}
+
+/// How blocks are multiplied there: a device has no faster way than exactly.
+fn computation(place: &Place, params: &LoadParams) -> Computation {
+    match place {
+        Place::Host(_) => params.computation,
+        Place::Tensors(_) => Computation::Exact,
+    }
 }
 
 fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
