@@ -168,7 +168,10 @@ mod tests {
         use crate::{CandleBackend, Place};
 
         llama_backend::conformance_tests!(
-            ThreadRanks::at_most(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) }, 2),
+            ThreadRanks::at_most(
+                std::sync::Arc::new(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) }),
+                2
+            ),
             Tolerance::default()
         );
     }

@@ -18,7 +18,7 @@ mod two {
     use llama_backend_candle::CandleBackend;
 
     llama_backend::conformance_tests!(
-        ThreadRanks::at_most(CandleBackend::default(), 2),
+        ThreadRanks::at_most(std::sync::Arc::new(CandleBackend::default()), 2),
         Tolerance { fast: 1e-1, ..Tolerance::default() }
     );
 }
@@ -28,7 +28,7 @@ mod four {
     use llama_backend_candle::CandleBackend;
 
     llama_backend::conformance_tests!(
-        ThreadRanks::at_most(CandleBackend::default(), 4),
+        ThreadRanks::at_most(std::sync::Arc::new(CandleBackend::default()), 4),
         Tolerance { fast: 1e-1, ..Tolerance::default() }
     );
 }
@@ -177,7 +177,7 @@ fn step(model: &mut dyn Model, start_pos: usize, tokens: &[TokenId], want: Want)
 
 #[test]
 fn a_forward_reduces_twice_a_layer_and_gathers_once() {
-    let backend = ThreadRanks::new(CandleBackend::default(), 4);
+    let backend = ThreadRanks::new(Arc::new(CandleBackend::default()), 4);
     let weights = RandomWeights::new(config(), DType::F16, 3);
     let mut model = backend.load(ModelSource::Weights(Arc::new(weights)), &LoadParams::new(32, 2)).unwrap();
     let tokens: Vec<TokenId> = (0..20).map(TokenId).collect();
@@ -207,7 +207,8 @@ fn logits_are_those_of_one_rank() {
             let mut params = LoadParams::new(32, 2);
             params.computation = Computation::Exact;
             let source = ModelSource::Weights(Arc::new(RandomWeights::new(config(), dtype, 3)));
-            let mut model = ThreadRanks::new(CandleBackend::default(), size).load(source, &params).unwrap();
+            let mut model =
+                ThreadRanks::new(Arc::new(CandleBackend::default()), size).load(source, &params).unwrap();
             let tokens: Vec<TokenId> = (0..30).map(|i| TokenId(i * 31)).collect();
             step(&mut *model, 0, &tokens, Want::All)
         };
@@ -245,7 +246,9 @@ fn a_border_within_a_block_is_told() {
 #[test]
 fn ranks_that_do_not_divide_the_heads_are_refused() {
     let source = ModelSource::Weights(Arc::new(RandomWeights::new(config(), DType::F32, 3)));
-    let error =
-        ThreadRanks::new(CandleBackend::default(), 3).load(source, &LoadParams::new(8, 1)).err().unwrap();
+    let error = ThreadRanks::new(Arc::new(CandleBackend::default()), 3)
+        .load(source, &LoadParams::new(8, 1))
+        .err()
+        .unwrap();
     assert!(matches!(error, BackendError::Ranks { ranks: 3, what: "n_kv_heads", found: 4, .. }), "{error}");
 }

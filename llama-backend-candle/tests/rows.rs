@@ -52,7 +52,7 @@ impl Case {
         params.kv_dtype = self.kv_dtype;
         params.max_batch_tokens = SLOTS * self.len;
         let source = ModelSource::Weights(Arc::<RandomWeights>::clone(weights));
-        ThreadRanks::new(CandleBackend::default(), self.ranks).load(source, &params).unwrap()
+        ThreadRanks::new(Arc::new(CandleBackend::default()), self.ranks).load(source, &params).unwrap()
     }
 
     fn tokens(&self, slot: usize) -> Vec<TokenId> {

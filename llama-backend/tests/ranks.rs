@@ -192,7 +192,7 @@ fn run(slot: usize, start_pos: usize, tokens: &[TokenId], want: Want) -> Run<'_>
 #[test]
 fn every_rank_takes_the_steps_of_rank_0_and_no_others() {
     let backend = Whole::default();
-    let ranks = ThreadRanks::new(backend.clone(), 3);
+    let ranks = ThreadRanks::new(Arc::new(backend.clone()), 3);
     let params = LoadParams::new(200, 2);
     let mut model = ranks.load(source(), &params).unwrap();
     let mut logits = Logits::new();
@@ -225,7 +225,8 @@ fn every_rank_takes_the_steps_of_rank_0_and_no_others() {
 fn a_rank_that_fails_fails_all_and_nobody_waits() {
     for guilty in [0, 1, 2] {
         let backend = Whole { fails: Some((guilty, Fails::AtLoad)), ..Default::default() };
-        let error = ThreadRanks::new(backend, 3).load(source(), &LoadParams::new(8, 1)).err().unwrap();
+        let error =
+            ThreadRanks::new(Arc::new(backend), 3).load(source(), &LoadParams::new(8, 1)).err().unwrap();
         match (guilty, &error) {
             (0, BackendError::Params { .. }) => {}
             (_, BackendError::OtherRank { rank, message }) if guilty > 0 => {
@@ -235,7 +236,8 @@ fn a_rank_that_fails_fails_all_and_nobody_waits() {
         }
         for fails in [Fails::AtForward, Fails::ByPanic] {
             let backend = Whole { fails: Some((guilty, fails)), ..Default::default() };
-            let mut model = ThreadRanks::new(backend, 3).load(source(), &LoadParams::new(8, 1)).unwrap();
+            let mut model =
+                ThreadRanks::new(Arc::new(backend), 3).load(source(), &LoadParams::new(8, 1)).unwrap();
             let mut step =
                 || model.forward(&Batch::new(&[run(0, 0, &[TokenId(1)], Want::Last)]), &mut Logits::new());
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut step));

@@ -23,13 +23,13 @@ pub struct ThreadRanks {
 impl ThreadRanks {
     /// The backend on so many ranks.
     #[must_use]
-    pub fn new(backend: impl Backend + 'static, size: usize) -> Self {
-        Self { backend: Arc::new(backend), size, at_most: false, last: Mutex::default() }
+    pub fn new(backend: Arc<dyn Backend>, size: usize) -> Self {
+        Self { backend, size, at_most: false, last: Mutex::default() }
     }
 
     /// The backend on as many ranks as a model has parts for, up to so many: for laws, whose models have any shape.
     #[must_use]
-    pub fn at_most(backend: impl Backend + 'static, size: usize) -> Self {
+    pub fn at_most(backend: Arc<dyn Backend>, size: usize) -> Self {
         Self { at_most: true, ..Self::new(backend, size) }
     }
 
