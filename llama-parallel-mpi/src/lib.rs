@@ -20,6 +20,7 @@ mod cpus;
 mod exchange;
 
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -172,7 +173,6 @@ impl Communicator for MpiCommunicator {
         self.with(|_, world| world.barrier())
     }
 
-    #[allow(clippy::print_stderr, reason = "the job ends here, and nobody is left to return an error to")]
     fn abort(&self, message: &str) {
         // Another thread may be in an operation that will never return: it is not waited for.
         let state = match self.state.try_lock() {
@@ -183,7 +183,9 @@ impl Communicator for MpiCommunicator {
         if state.as_ref().is_some_and(|state| state.universe.is_none()) {
             return; // MPI has ended, and with it whoever could be told
         }
-        eprintln!("rank {} of {} ends the job: {message}", self.rank, self.size);
+        // In one write: every rank may have something to say. Where nobody can read it, the status is left.
+        let said = format!("rank {} of {} ends the job: {message}\n", self.rank, self.size);
+        let _ = io::stderr().write_all(said.as_bytes());
         world().abort(1)
     }
 

@@ -387,15 +387,8 @@ fn check_refused(case: &Case, calls: &Calls, error: &ReferenceError) -> Check {
     if as_expected { Ok(()) } else { Err(format!("{found}, where {reference}")) }
 }
 
-/// The limits that a case's model is built with.
+/// What a case's model is built with: `max_seq_len`, `max_batch_size`.
 pub(crate) type Limits = (usize, usize);
-
-/// The limits of each case, in their order: `max_seq_len`, `max_batch_size`.
-pub(crate) fn limits(golden: &Golden) -> Vec<Limits> {
-    let cases = golden.json["cases"].as_array().unwrap();
-    let cases = cases.iter().map(|case| serde_json::from_value(case.clone()).unwrap());
-    cases.map(|case: Case| (case.max_seq_len, case.max_batch_size)).collect()
-}
 
 /// A builder for the cases' models, but for the engine.
 pub(crate) fn builder(checkpoint: &Path, (max_seq_len, max_batch_size): Limits) -> LlamaBuilder {
