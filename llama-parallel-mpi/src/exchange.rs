@@ -20,8 +20,8 @@ const CHUNK: usize = 1 << 20;
 const FEW: usize = 1 << 13;
 /// How long a rank that waits to be told something looks before it sleeps: longer than the gap between two steps of an answer.
 const SPIN: Duration = Duration::from_millis(2);
-/// Its sleep: unseen beside the time of a step, and enough to leave the processor to others.
-const SLEEP: Duration = Duration::from_micros(200);
+/// Its sleeps: a sixteenth of what it has waited, so that nobody sees it, and at most so long: a rank with nothing to do costs nothing.
+const SLEEP: Duration = Duration::from_millis(2);
 
 /// Sums, and the buffers for them.
 pub(crate) struct Exchange {
@@ -145,7 +145,7 @@ fn wait<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
         request = pending;
         match start.elapsed() {
             waited if waited < SPIN => thread::yield_now(),
-            _ => thread::sleep(SLEEP),
+            waited => thread::sleep(SLEEP.min(waited / 16)),
         }
     }
 }
