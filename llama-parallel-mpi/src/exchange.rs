@@ -14,8 +14,8 @@ use mpi::request::{Request, Scope};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator as _, CommunicatorCollectives, Root};
 
-/// Numbers that are summed at a time: what bounds the buffers.
-const CHUNK: usize = 1 << 20;
+/// Numbers that are summed at a time: what others send of them stays in a cache until it is added.
+const CHUNK: usize = 1 << 17;
 /// Up to here, numbers of a rank that are sent to all: an exchange's latency is more than their bytes.
 const FEW: usize = 1 << 13;
 /// How long a rank that waits to be told something looks before it sleeps: longer than the gap between two steps of an answer.
