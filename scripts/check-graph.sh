@@ -18,22 +18,25 @@ refuse() {
 }
 
 engines='candle-.*|tch|torch-sys|ort|ort-sys'
-refuse llama-core "$engines|llama-backend-.*" --no-default-features
+mpi='mpi|mpi-sys|llama-parallel-mpi'
+refuse llama-core "$engines|llama-backend-.*|$mpi" --no-default-features
 refuse llama-dialog "$engines|llama-.*|tokenizers|memmap2|half|safetensors|zip" --all-features
-refuse llama-backend "$engines|llama-.*" --all-features
+refuse llama-backend "$engines|$mpi|llama-.*" --all-features
 refuse llama-backend-candle 'llama-core|llama-dialog|llama-backend-tch|llama-backend-onnx|tokenizers-cli|tch|torch-sys|ort|ort-sys'
 refuse llama-backend-tch 'llama-core|llama-dialog|llama-backend-candle|llama-backend-onnx|candle-.*|tokenizers|ort|ort-sys'
 refuse llama-backend-onnx 'llama-core|llama-dialog|llama-backend-candle|llama-backend-tch|candle-.*|tch|torch-sys|tokenizers'
+refuse llama-parallel-mpi "$engines|llama-core|llama-dialog|llama-backend-.*|tokenizers"
+for backend in candle tch onnx; do refuse "llama-backend-$backend" "$mpi"; done
 
 # A plain build asks for no shared library.
-if found=$(cargo tree --locked --edges all --prefix none --format '{p}' | cut -d' ' -f1 | grep -Ex 'tch|torch-sys|ort|ort-sys'); then
+if found=$(cargo tree --locked --edges all --prefix none --format '{p}' | cut -d' ' -f1 | grep -Ex "tch|torch-sys|ort|ort-sys|$mpi"); then
     echo "the default members must not depend on: $found" >&2
     exit 1
 fi
 echo "ok: the default members ask for no shared library"
 
 # `cargo add llama-core` is the candle backend on the processor, and no more.
-refuse llama-core 'cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|ort-sys|clap|criterion|proptest'
+refuse llama-core "cudarc|candle-kernels|candle-metal-kernels|tch|torch-sys|ort|ort-sys|clap|criterion|proptest|$mpi"
 
 # One version of each, as built here. (The lock file also has the thiserror 1 that candle's gemm asks for on macOS alone, through sysctl.)
 # What tch asks for is not counted: it brings readers of its own that no feature turns off and nobody here calls, with

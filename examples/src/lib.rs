@@ -1,4 +1,7 @@
-//! What the example programs share: the embedded model, the reference's flags, and how a load and an error are shown.
+//! What the example programs share: the embedded model, the reference's flags, how a load and an error are shown, and how a program is one of
+//! several ranks.
+
+pub mod parallel;
 
 pub mod progress;
 
@@ -34,7 +37,7 @@ pub struct ModelArgs {
     /// Seed of the sampling
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Threads to compute on [default: all]
+    /// Threads to compute on, of each rank [default: all, divided among the ranks of a host]
     #[arg(long)]
     pub threads: Option<usize>,
 }
@@ -87,6 +90,9 @@ pub fn tiny_chat_checkpoint() -> Result<Checkpoint, llama_core::Error> {
 impl ModelArgs {
     /// Loads the model, and shows on standard error how far it is and how long it took.
     ///
+    /// Under `mpirun` that is rank 0's part. The other ranks follow it, and their processes end in here when it is done: so the programs need not
+    /// know of ranks.
+    ///
     /// # Errors
     ///
     /// See [`LlamaBuilder::build`].
@@ -116,13 +122,16 @@ impl ModelArgs {
             builder = builder.threads(threads);
         }
         let started = Instant::now();
-        let llama = choose(show_progress(builder))
+        let builder = choose(builder)
             .backend(self.backend)
             .device(self.device)
             .seed(self.seed)
             .max_seq_len(max_seq_len)
-            .max_batch_size(max_batch_size)
-            .build()?;
+            .max_batch_size(max_batch_size);
+        let llama = show_progress(parallel::on_ranks(builder)).build()?;
+        for notice in llama.notices() {
+            let _ = writeln!(io::stderr(), "{notice}");
+        }
         if self.ckpt_dir.is_some() {
             let _ = writeln!(io::stderr(), "Loaded in {:.2} seconds", started.elapsed().as_secs_f64());
         }
@@ -146,10 +155,14 @@ fn show_progress(builder: LlamaBuilder) -> LlamaBuilder {
 
 /// Runs a program: an error is shown with its causes, and a reader that left (`| head`) is none.
 pub fn run(program: impl FnOnce() -> Outcome) -> ExitCode {
-    let Err(error) = program() else { return ExitCode::SUCCESS };
+    let Err(error) = program() else {
+        parallel::finish();
+        return ExitCode::SUCCESS;
+    };
     if let Some(io) = error.downcast_ref::<io::Error>()
         && io.kind() == io::ErrorKind::BrokenPipe
     {
+        parallel::finish();
         return ExitCode::SUCCESS;
     }
     let mut message = format!("error: {error}");
@@ -164,6 +177,7 @@ pub fn run(program: impl FnOnce() -> Outcome) -> ExitCode {
         cause = inner.source();
     }
     let _ = writeln!(io::stderr(), "{message}");
+    parallel::give_up();
     ExitCode::FAILURE
 }
 

@@ -34,6 +34,8 @@ mod linear;
 mod load;
 mod model;
 mod ops;
+mod slices;
+mod split;
 mod tensors;
 #[cfg(test)]
 mod test_util;
@@ -106,7 +108,7 @@ impl Backend for CandleBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: DTYPES, skipped_laws: &[] }
+        Capabilities { dtypes: DTYPES, skipped_laws: &[], tensor_parallel: true }
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -157,6 +159,21 @@ mod tests {
         use crate::{CandleBackend, Place};
 
         llama_backend::conformance_tests!(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) });
+    }
+
+    /// The same on two ranks.
+    mod tensors_on_ranks {
+        use llama_backend::testing::{ThreadRanks, Tolerance};
+
+        use crate::{CandleBackend, Place};
+
+        llama_backend::conformance_tests!(
+            ThreadRanks::at_most(
+                std::sync::Arc::new(CandleBackend { place: Place::Tensors(candle_core::Device::Cpu) }),
+                2
+            ),
+            Tolerance::default()
+        );
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! From a checkpoint's tensors to a model, and what that will cost.
 //!
 //! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
-//! memory map, and the first step that uses it brings it in.
+//! memory map, and the first step that uses it brings it in. One of several ranks reads its slices, into memory of its own.
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use llama_backend::{
-    BackendError, Computation, DType, LoadParams, MemoryPlan, ModelConfig, Slots, WeightError, WeightSource,
-    check_weights, read_tensor,
+    BackendError, Computation, DType, LoadParams, MemoryPlan, ModelConfig, Notice, Slots, WeightError,
+    WeightSource, check_weights, read_tensor,
 };
 
 use crate::attention::Attention;
@@ -18,15 +18,44 @@ use crate::kernels::quant::Packed;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
 use crate::linear::{Linear, Use, vector};
-use crate::model::{CandleModel, Layer, Transformer};
+use crate::model::{CandleModel, Layer, Output, Transformer};
 use crate::ops::Ops;
+use crate::slices::{Part, read_part};
+use crate::split::Split;
 use crate::{DTYPES, NAME, Place, engine, tensors};
 
-/// The bytes of a model of this shape.
+/// The bytes of a model of this shape, or of this rank's part of one.
 pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
     // A device is given blocks in f32.
     let on_host = matches!(place, Place::Host(_));
+    let stored = dtype;
     let dtype = if on_host || !dtype.is_quantized() { dtype } else { DType::F32 };
+    let split = config
+        .validate()
+        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params)));
+    // What cannot be split, or is no model, is refused when it is loaded.
+    let Some(split) = split.ok().filter(|split| !split.is_whole()) else {
+        return plan_of(on_host, config, dtype, params);
+    };
+    let plan = plan_of(on_host, &split.local(stored), dtype, params);
+    let bytes = |vocab: usize| {
+        let bytes = vocab as u128 * config.dim as u128 * dtype.size() as u128 / dtype.block_len() as u128;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    };
+    // The output's rows that are others', and logits before they are everyone's.
+    let others = bytes(config.vocab_size - split.own_vocab().len());
+    let logits = (8 * config.vocab_size as u64).saturating_mul(params.max_batch_tokens as u64);
+    MemoryPlan {
+        weights: plan.weights.saturating_sub(others),
+        // Slices are copies.
+        in_place: plan.in_place.min(bytes(config.vocab_size)),
+        scratch: plan.scratch.saturating_add(logits),
+        ..plan
+    }
+}
+
+/// The same for all of a model.
+fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
     let product = |sizes: &[usize]| {
         let sizes = sizes.iter().map(|&size| size as u128);
         sizes.fold(1, u128::saturating_mul)
@@ -86,7 +115,9 @@ pub(crate) fn load(
     plan(place, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    let shape = shape(&config, params);
+    let split = Split::new(&config, &*params.communicator, computation(place, params))?;
+    // Of the feed-forward network's width, which goes by the type of each layer, nothing below asks.
+    let shape = shape(&split.local(DType::F32), params);
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
     // The cache is the largest allocation: it comes first, so that a size that cannot be had costs nothing.
     let (ops, attention, cache) = match place {
@@ -105,9 +136,20 @@ pub(crate) fn load(
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
     };
-    let reader = Reader { source, ops: &ops, computation: params.computation };
-    let transformer = reader.transformer(&config, attention)?;
-    Ok(CandleModel { slots: Slots::new(&config, params), params: params.clone(), config, transformer, cache })
+    let computation = computation(place, params);
+    let mut reader = Reader { source, ops: &ops, computation, split: &split, notices: Vec::new() };
+    let transformer = reader.transformer(&config, attention, params)?;
+    let notices = reader.notices;
+    let slots = Slots::new(&config, params);
+    Ok(CandleModel { slots, params: params.clone(), config, transformer, cache, notices })
+}
+
+/// How blocks are multiplied there: a device has no faster way than exactly.
+fn computation(place: &Place, params: &LoadParams) -> Computation {
+    match place {
+        Place::Host(_) => params.computation,
+        Place::Tensors(_) => Computation::Exact,
+    }
 }
 
 fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
@@ -120,55 +162,86 @@ fn shape(config: &ModelConfig, params: &LoadParams) -> Shape {
     }
 }
 
-/// Takes tensors from a checkpoint by name.
+/// Takes tensors, or this rank's parts of them, from a checkpoint by name.
 struct Reader<'a> {
     source: &'a dyn WeightSource,
     ops: &'a Ops,
     /// How quantised matrices are multiplied.
     computation: Computation,
+    split: &'a Split,
+    notices: Vec<Notice>,
 }
 
 impl Reader<'_> {
-    fn transformer(&self, config: &ModelConfig, attention: Attention) -> Result<Transformer, BackendError> {
-        let ModelConfig { dim, ffn_dim, vocab_size, .. } = *config;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-        let layer = |i: usize| {
-            let name = |part: &str| format!("layers.{i}.{part}.weight");
-            Ok(Layer {
-                attention_norm: self.norm(&name("attention_norm"))?,
-                wq: self.linear(&name("attention.wq"), q_dim, dim)?,
-                wk: self.linear(&name("attention.wk"), kv_dim, dim)?,
-                wv: self.linear(&name("attention.wv"), kv_dim, dim)?,
-                wo: self.linear(&name("attention.wo"), dim, q_dim)?,
-                ffn_norm: self.norm(&name("ffn_norm"))?,
-                w1: self.linear(&name("feed_forward.w1"), ffn_dim, dim)?,
-                w2: self.linear(&name("feed_forward.w2"), dim, ffn_dim)?,
-                w3: self.linear(&name("feed_forward.w3"), ffn_dim, dim)?,
-            })
-        };
+    fn transformer(
+        &mut self,
+        config: &ModelConfig,
+        attention: Attention,
+        params: &LoadParams,
+    ) -> Result<Transformer, BackendError> {
+        let fine = Use::FineProducts(self.computation);
         Ok(Transformer {
-            tok_embeddings: self.matrix("tok_embeddings.weight", [vocab_size, dim], Use::Rows)?,
-            layers: (0..config.n_layers).map(layer).collect::<Result<_, BackendError>>()?,
+            tok_embeddings: self.matrix("tok_embeddings.weight", Part::Whole, Use::Rows)?,
+            layers: (0..config.n_layers).map(|i| self.layer(i)).collect::<Result<_, _>>()?,
             norm: self.norm("norm.weight")?,
-            output: self.matrix("output.weight", [vocab_size, dim], Use::FineProducts(self.computation))?,
+            output: Output {
+                weight: self.matrix("output.weight", Part::Rows(self.split.own_vocab()), fine)?,
+                parts: self.split.vocab().collect(),
+                communicator: Arc::clone(&params.communicator),
+            },
             norm_eps: config.norm_eps,
             attention,
             ops: self.ops.clone(),
         })
     }
 
-    /// A matrix that is multiplied.
-    fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear, BackendError> {
-        self.matrix(name, [n_out, n_in], Use::Products(self.computation))
+    fn layer(&mut self, i: usize) -> Result<Layer, BackendError> {
+        let name = |part: &str| format!("layers.{i}.{part}.weight");
+        let dtype = |name: &str| self.source.info(name).map(|info| info.dtype);
+        let wo = self.split.wo(dtype(&name("attention.wo"))?);
+        let w2 = self.split.w2(dtype(&name("feed_forward.w2"))?);
+        let (q, kv, ffn) = (self.split.q(), self.split.kv(), w2.range.clone());
+        Ok(Layer {
+            attention_norm: self.norm(&name("attention_norm"))?,
+            wq: self.linear(&name("attention.wq"), Part::Rows(q))?,
+            wk: self.linear(&name("attention.wk"), Part::Rows(kv.clone()))?,
+            wv: self.linear(&name("attention.wv"), Part::Rows(kv))?,
+            wo: self.linear(&name("attention.wo"), Part::Columns(wo))?,
+            ffn_norm: self.norm(&name("ffn_norm"))?,
+            w1: self.linear(&name("feed_forward.w1"), Part::Rows(ffn.clone()))?,
+            w2: self.linear(&name("feed_forward.w2"), Part::Columns(w2))?,
+            w3: self.linear(&name("feed_forward.w3"), Part::Rows(ffn))?,
+        })
     }
 
-    fn matrix(&self, name: &str, shape: [usize; 2], used: Use) -> Result<Linear, BackendError> {
-        let (dtype, bytes) = read_tensor(self.source, name)?;
-        let linear = Linear::new(self.ops, shape, dtype, bytes, used).map_err(|e| unreadable(name, e))?;
+    /// A matrix that is multiplied.
+    fn linear(&mut self, name: &str, part: Part) -> Result<Linear, BackendError> {
+        self.matrix(name, part, Use::Products(self.computation))
+    }
+
+    fn matrix(&mut self, name: &str, part: Part, used: Use) -> Result<Linear, BackendError> {
+        let part = if self.split.is_whole() { Part::Whole } else { part };
+        let read = read_part(self.source, name, part)?;
+        if let Some(from) = read.recast {
+            self.notice(name, from, read.dtype);
+        }
+        let linear = Linear::new(self.ops, read.shape, read.dtype, read.bytes, used);
+        let linear = linear.map_err(|e| unreadable(name, e))?;
         if linear.is_copy() {
             self.source.release(name); // so that no more than this tensor is ever in memory twice
         }
         Ok(linear)
+    }
+
+    fn notice(&mut self, name: &str, stored: DType, kept: DType) {
+        for notice in &mut self.notices {
+            if let Notice::Recast { tensors, from, to } = notice
+                && (*from, *to) == (stored, kept)
+            {
+                return tensors.push(name.to_owned());
+            }
+        }
+        self.notices.push(Notice::Recast { tensors: vec![name.to_owned()], from: stored, to: kept });
     }
 
     /// A norm's weight, `[dim]`.

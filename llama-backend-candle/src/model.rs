@@ -3,11 +3,19 @@
 //! The tokens of all runs are stacked: each matrix is multiplied once a step, whatever the mix of prefill and decode. Only
 //! attention knows of runs, and only the wanted rows reach the output.
 //!
-//! Shapes: `h`, `x`: `[n_tokens, dim]`; `q`: `[n_tokens, n_heads * head_dim]`; `k`, `v`: `[n_tokens, n_kv_heads * head_dim]`.
+//! One of several ranks has some of the heads, of the feed-forward network's width and of the vocabulary: what `wo` and `w2` give is its part of
+//! a sum, which all ranks add up, and its logits are some of the columns, which all ranks put together. Two sums a layer, and nothing else.
+//!
+//! Shapes: `h`, `x`: `[n_tokens, dim]`; `q`: `[n_tokens, n_heads * head_dim]`; `k`, `v`: `[n_tokens, n_kv_heads * head_dim]`, heads being
+//! the rank's.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use llama_backend::{
-    BackendError, Batch, LoadParams, Logits, Model, ModelConfig, Slot, Slots, Span, TokenId,
+    BackendError, Batch, Communicator, LoadParams, Logits, Model, ModelConfig, Notice, Slot, Slots, Span,
+    TokenId,
 };
 
 use crate::attention::Attention;
@@ -24,6 +32,7 @@ pub(crate) struct CandleModel {
     pub(crate) slots: Slots,
     pub(crate) transformer: Transformer,
     pub(crate) cache: KvCache,
+    pub(crate) notices: Vec<Notice>,
 }
 
 /// The weights, and what is computed with them.
@@ -32,10 +41,20 @@ pub(crate) struct Transformer {
     pub(crate) tok_embeddings: Linear,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Tensor,
-    pub(crate) output: Linear,
+    pub(crate) output: Output,
     pub(crate) norm_eps: f32,
     pub(crate) attention: Attention,
     pub(crate) ops: Ops,
+}
+
+/// From the last layer to logits.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// This rank's rows: tokens of the vocabulary.
+    pub(crate) weight: Linear,
+    /// Each rank's.
+    pub(crate) parts: Vec<Range<usize>>,
+    pub(crate) communicator: Arc<dyn Communicator>,
 }
 
 /// The weights of one block, by Meta's names.
@@ -59,6 +78,10 @@ impl Model for CandleModel {
 
     fn params(&self) -> &LoadParams {
         &self.params
+    }
+
+    fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     fn forward(&mut self, batch: &Batch<'_>, out: &mut Logits) -> std::result::Result<(), BackendError> {
@@ -107,7 +130,7 @@ impl Transformer {
             h = h.index_select(&Tensor::new(rows, h.device())?, 0)?; // [n_rows, dim]
         }
         let x = self.ops.rms_norm(&h, &self.norm, self.norm_eps)?;
-        self.output.forward_into(&x, out)
+        self.output.forward(&x, out)
     }
 
     /// One block: attention, then the feed-forward network, each on a normed view of the residual stream `h`.
@@ -116,11 +139,48 @@ impl Transformer {
         let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
         let [q, k, v] = Linear::forward_all([&layer.wq, &layer.wk, &layer.wv], &x)?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
-        let h = ops.add(h, &layer.wo.forward(&attended)?)?;
+        let h = ops.add(h, &self.sum(layer.wo.forward(&attended)?)?)?;
 
         let x = ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
         let [gate, up] = Linear::forward_all([&layer.w1, &layer.w3], &x)?; // [n_tokens, ffn_dim] each
         let gated = ops.silu_mul(&gate, &up)?;
-        ops.add(h, &layer.w2.forward(&gated)?)
+        ops.add(h, &self.sum(layer.w2.forward(&gated)?)?)
+    }
+
+    /// The sum of what all ranks have of it: `[n_tokens, dim]`.
+    fn sum(&self, part: Tensor) -> Result<Tensor> {
+        self.ops.all_reduce_sum(&*self.output.communicator, part)
+    }
+}
+
+impl Output {
+    /// `x: [n, dim]`, `out: [n, vocab_size]`.
+    fn forward(&self, x: &Tensor, out: &mut [f32]) -> Result<()> {
+        if self.parts.len() == 1 {
+            return self.weight.forward_into(x, out);
+        }
+        let (n, _) = x.dims2()?;
+        let lens: Vec<usize> = self.parts.iter().map(|part| n * part.len()).collect();
+        let mut own = vec![0.0; lens[self.communicator.rank()]];
+        self.weight.forward_into(x, &mut own)?;
+        let gather = |all: &mut [f32]| {
+            self.communicator.all_gather(&own, &lens, all).map_err(candle_core::Error::wrap)
+        };
+        if n == 1 {
+            return gather(out);
+        }
+        // Rank by rank, [n, part] each, to rows.
+        let mut all = vec![0.0; out.len()];
+        gather(&mut all)?;
+        let vocab_size = out.len() / n;
+        let mut rest = &all[..];
+        for part in &self.parts {
+            let (columns, others) = rest.split_at(n * part.len());
+            for (columns, row) in columns.chunks_exact(part.len()).zip(out.chunks_exact_mut(vocab_size)) {
+                row[part.clone()].copy_from_slice(columns);
+            }
+            rest = others;
+        }
+        Ok(())
     }
 }

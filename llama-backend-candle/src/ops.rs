@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, InplaceOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor};
+use llama_backend::Communicator;
 
 use crate::kernels::{Context, elementwise};
 use crate::tensors;
@@ -42,6 +43,24 @@ impl Ops {
         match self {
             Self::Host(ctx) => gate.apply_op2_no_bwd(up, &SiluMul { ctx }),
             Self::Tensors(_) => gate.silu()? * up,
+        }
+    }
+
+    /// The sum of every rank's `x`; on the host, written over `x`.
+    pub(crate) fn all_reduce_sum(&self, communicator: &dyn Communicator, x: Tensor) -> Result<Tensor> {
+        if communicator.size() == 1 {
+            return Ok(x);
+        }
+        match self {
+            Self::Host(_) => {
+                x.inplace_op1(&AllReduce { communicator })?;
+                Ok(x)
+            }
+            Self::Tensors(device) => {
+                let mut numbers = x.flatten_all()?.to_vec1::<f32>()?;
+                communicator.all_reduce_sum(&mut numbers).map_err(candle_core::Error::wrap)?;
+                Tensor::from_vec(numbers, x.shape(), device)
+            }
         }
     }
 
@@ -95,6 +114,25 @@ impl InplaceOp2 for Add<'_> {
                 Ok(())
             }
             _ => candle_core::bail!("a residual of another shape"),
+        }
+    }
+}
+
+struct AllReduce<'a> {
+    communicator: &'a dyn Communicator,
+}
+
+impl InplaceOp1 for AllReduce<'_> {
+    fn name(&self) -> &'static str {
+        "all-reduce"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout) -> Result<()> {
+        match (x, xl.contiguous_offsets()) {
+            (CpuStorage::F32(x), Some((from, to))) => {
+                self.communicator.all_reduce_sum(&mut x[from..to]).map_err(candle_core::Error::wrap)
+            }
+            _ => candle_core::bail!("a part of a sum that is not contiguous"),
         }
     }
 }

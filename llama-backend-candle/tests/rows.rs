@@ -1,10 +1,11 @@
-//! A row's logits are the same to the bit, however they are computed: alone, among others, in chunks of any size, on any threads.
+//! A row's logits are the same to the bit, however they are computed: alone, among others, in chunks of any size, on any threads; and so
+//! on several ranks, whose sums are taken in one order.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::sync::Arc;
 
-use llama_backend::testing::RandomWeights;
+use llama_backend::testing::{RandomWeights, ThreadRanks};
 use llama_backend::{
     Backend, Batch, Computation, DType, LoadParams, Logits, Model, ModelConfig, ModelSource, Run, Slot,
     TokenId, Want,
@@ -40,6 +41,7 @@ struct Case {
     computation: Computation,
     kv_dtype: DType,
     len: usize,
+    ranks: usize,
 }
 
 impl Case {
@@ -50,7 +52,7 @@ impl Case {
         params.kv_dtype = self.kv_dtype;
         params.max_batch_tokens = SLOTS * self.len;
         let source = ModelSource::Weights(Arc::<RandomWeights>::clone(weights));
-        CandleBackend::default().load(source, &params).unwrap()
+        ThreadRanks::new(Arc::new(CandleBackend::default()), self.ranks).load(source, &params).unwrap()
     }
 
     fn tokens(&self, slot: usize) -> Vec<TokenId> {
@@ -59,8 +61,8 @@ impl Case {
     }
 
     fn what(&self) -> String {
-        let Self { config, dtype, computation, kv_dtype, .. } = self;
-        format!("dim {}, {dtype}, {computation:?}, KV cache in {kv_dtype}", config.dim)
+        let Self { config, dtype, computation, kv_dtype, ranks, .. } = self;
+        format!("dim {}, {dtype}, {computation:?}, KV cache in {kv_dtype}, {ranks} ranks", config.dim)
     }
 
     /// The logits of slot 0's sequence, in chunks.
@@ -121,7 +123,8 @@ fn every_type_alone_among_others_and_in_chunks() {
     for &dtype in DType::ALL {
         // 70 positions: across two borders of the attention's blocks, and more rows than a tile of products.
         let case = |computation| {
-            Case { config: small(), dtype, computation, kv_dtype: DType::F32, len: 70 }.check(&[1, 7, 64]);
+            Case { config: small(), dtype, computation, kv_dtype: DType::F32, len: 70, ranks: 1 }
+                .check(&[1, 7, 64]);
         };
         case(Computation::Fast);
         if dtype.is_quantized() {
@@ -138,6 +141,7 @@ fn a_cache_in_f16() {
         computation: Computation::Fast,
         kv_dtype: DType::F16,
         len: 70,
+        ranks: 1,
     };
     for dtype in [DType::F32, DType::Q8_0] {
         case(dtype).check(&[1, 7, 64]);
@@ -145,10 +149,34 @@ fn a_cache_in_f16() {
 }
 
 #[test]
+fn on_four_ranks() {
+    // Borders between blocks, and within them.
+    for (head_dim, ffn_dim) in [(32, 768), (256, 4 * 256)] {
+        let config = ModelConfig { n_heads: 4, n_kv_heads: 4, head_dim, ffn_dim, ..small() };
+        for dtype in [DType::F16, DType::Q8_0, DType::Q4_K] {
+            let case = |computation| {
+                let (config, kv_dtype) = (config.clone(), DType::F32);
+                Case { config, dtype, computation, kv_dtype, len: 30, ranks: 4 }.check(&[7]);
+            };
+            case(Computation::Fast);
+            if dtype.is_quantized() {
+                case(Computation::Exact);
+            }
+        }
+    }
+}
+
+#[test]
 fn at_the_size_of_a_real_model() {
     for dtype in [DType::F16, DType::Q4_0, DType::Q6_K] {
-        let case =
-            Case { config: large(), dtype, computation: Computation::Fast, kv_dtype: DType::F32, len: 70 };
+        let case = Case {
+            config: large(),
+            dtype,
+            computation: Computation::Fast,
+            kv_dtype: DType::F32,
+            len: 70,
+            ranks: 1,
+        };
         case.check(&[7, 64]);
     }
 }
@@ -161,6 +189,7 @@ fn a_cache_in_f16_is_near_one_in_f32() {
         computation: Computation::Exact,
         kv_dtype,
         len: 40,
+        ranks: 1,
     };
     let weights = Arc::new(RandomWeights::new(small(), DType::F32, 7).materialised());
     let logits = |kv_dtype| {

@@ -93,6 +93,7 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
+    params.require_one_rank(NAME)?;
     params.require_f32_cache(NAME)?;
     plan(&config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;

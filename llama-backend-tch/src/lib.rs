@@ -125,7 +125,7 @@ impl Backend for TchBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: DTYPES, skipped_laws: &[] }
+        Capabilities { dtypes: DTYPES, skipped_laws: &[], tensor_parallel: false }
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {

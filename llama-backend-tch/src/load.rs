@@ -55,6 +55,7 @@ pub(crate) fn load(
     let config = source.config().clone();
     config.validate()?;
     params.validate()?;
+    params.require_one_rank(NAME)?;
     params.require_f32_cache(NAME)?;
     plan(backend, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;

@@ -37,6 +37,11 @@ pub trait Model: Send {
     /// The limits that the model was loaded with.
     fn params(&self) -> &LoadParams;
 
+    /// What was done at load that the caller did not ask for, and may want to know.
+    fn notices(&self) -> &[Notice] {
+        &[]
+    }
+
     /// Appends each run's tokens to its slot and writes the wanted logits, in the order of the runs.
     ///
     /// # Shapes
@@ -79,6 +84,17 @@ pub enum ModelSource {
     },
 }
 
+impl ModelSource {
+    /// The shape of the model.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Weights(weights) => weights.config(),
+            Self::Graph { config, .. } => config,
+        }
+    }
+}
+
 /// What an engine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
@@ -87,6 +103,38 @@ pub struct Capabilities {
     pub dtypes: &'static [DType],
     /// The conformance laws that it does not keep. Each is shown in the project's table of backends.
     pub skipped_laws: &'static [SkippedLaw],
+    /// Whether it can be one of several ranks, each with a part of every layer (see [`Communicator`](crate::Communicator)).
+    pub tensor_parallel: bool,
+}
+
+/// Something that a [`Model`] tells once it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A border between ranks cuts blocks of these matrices, which are kept in another type.
+    Recast {
+        /// Their names: one or more.
+        tensors: Vec<String>,
+        /// As they are stored.
+        from: DType,
+        /// As they are kept.
+        to: DType,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recast { tensors, from, to } => {
+                let first = tensors.first().map_or("", String::as_str);
+                let others = match tensors.len().saturating_sub(1) {
+                    0 => String::new(),
+                    n => format!(" and {n} more"),
+                };
+                write!(f, "{first}{others}: kept in {to}, since a border between ranks cuts blocks of {from}")
+            }
+        }
+    }
 }
 
 /// A conformance law that an engine does not keep, and why.

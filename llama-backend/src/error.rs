@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use crate::{Slot, TokenId, WeightError};
+use crate::{CommunicatorError, Slot, TokenId, WeightError};
 
 /// Why a backend could not load a model or take a step.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,29 @@ pub enum BackendError {
         /// What the system or the engine said.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A model that cannot be split over so many ranks.
+    #[error("{ranks} ranks cannot hold a model whose {what} is {found}: expected {expected}")]
+    Ranks {
+        /// The ranks.
+        ranks: usize,
+        /// The field of the model's shape, in Meta's words.
+        what: &'static str,
+        /// Its value.
+        found: usize,
+        /// Which would do.
+        expected: &'static str,
+    },
+    /// Another rank failed, and with it all of them.
+    #[error("rank {rank}: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        message: String,
+    },
+    /// The ranks could not do something together.
+    #[error(transparent)]
+    Communicator(#[from] CommunicatorError),
     /// A batch without runs.
     #[error("the batch holds no run")]
     EmptyBatch,

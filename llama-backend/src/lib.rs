@@ -24,6 +24,11 @@
 //! a batch that it would have to survive. A `forward` that failed leaves every slot as it was, or its error says
 //! [which slot is lost](BackendError::SlotLost).
 //!
+//! # Ranks
+//!
+//! A model may be split over ranks, each a process with a part of every layer ([`LoadParams::communicator`]). [`Ranks`] loads the parts and lets
+//! all ranks take the steps of rank 0, so that whoever drives a model need not know how many hold it.
+//!
 //! # The canonical form of weights
 //!
 //! Readers deliver one form, whatever the file: Meta's tensor names, row-major `[out, in]`, interleaved RoPE pairs
@@ -33,23 +38,28 @@
 
 mod backend;
 mod batch;
+mod communicator;
 mod config;
 mod device;
 mod dtype;
 mod error;
 mod params;
 pub mod quant;
+mod ranks;
+mod replay;
 mod slots;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod weights;
 
-pub use backend::{Backend, Capabilities, Model, ModelSource, SkippedLaw};
+pub use backend::{Backend, Capabilities, Model, ModelSource, Notice, SkippedLaw};
 pub use batch::{Batch, Logits, Run, Slot, Span, TokenId, Want};
+pub use communicator::{Communicator, CommunicatorError, LocalCommunicator};
 pub use config::{ModelConfig, meta_ffn_dim};
 pub use device::{Device, ParseDeviceError};
 pub use dtype::DType;
 pub use error::BackendError;
 pub use params::{Computation, LoadParams, MemoryPlan};
+pub use ranks::Ranks;
 pub use slots::Slots;
 pub use weights::{TensorInfo, WeightBytes, WeightError, WeightSource, check_weights, read_tensor};

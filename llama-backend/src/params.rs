@@ -3,7 +3,9 @@
 //! How quantised weights are multiplied is one of them ([`Computation`]): it is the caller's to choose between the numbers and the
 //! time, and no engine's.
 
-use crate::{BackendError, DType, ModelConfig};
+use std::sync::Arc;
+
+use crate::{BackendError, Communicator, DType, LocalCommunicator, ModelConfig};
 
 /// The limits that a model is loaded with. Memory for all of them is taken at load, none at run time.
 ///
@@ -13,7 +15,7 @@ use crate::{BackendError, DType, ModelConfig};
 /// let params = LoadParams::new(512, 8);
 /// assert_eq!((params.max_seq_len, params.n_slots), (512, 8));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadParams {
     /// Positions that a slot holds.
@@ -22,13 +24,15 @@ pub struct LoadParams {
     pub n_slots: usize,
     /// Tokens that one forward pass may hold, over all its runs.
     pub max_batch_tokens: usize,
-    /// Threads to compute on; `None` for as many as the process may use.
+    /// Threads to compute on; `None` for as many as the process may use ([`Communicator::n_threads`]).
     pub threads: Option<usize>,
     /// How quantised weights are multiplied.
     pub computation: Computation,
     /// How keys and values are kept: [`DType::F32`], as the reference computes, or [`DType::F16`], half the memory to hold and to read, and
     /// not token for token. An engine that has no such cache refuses it.
     pub kv_dtype: DType,
+    /// The ranks that the model is split over, and which of them this is: one, unless the caller says otherwise.
+    pub communicator: Arc<dyn Communicator>,
 }
 
 /// How quantised weights are multiplied. Weights in f32, f16 and bf16 are computed the same under both.
@@ -46,6 +50,24 @@ pub enum Computation {
     Fast,
 }
 
+/// Communicators are equal where they say the same of rank and size.
+impl PartialEq for LoadParams {
+    fn eq(&self, other: &Self) -> bool {
+        // Every field: one that is new does not compile until it is here. (`derive` cannot compare trait objects.)
+        let Self { max_seq_len, n_slots, max_batch_tokens, threads, computation, kv_dtype, communicator } =
+            self;
+        *max_seq_len == other.max_seq_len
+            && *n_slots == other.n_slots
+            && *max_batch_tokens == other.max_batch_tokens
+            && *threads == other.threads
+            && *computation == other.computation
+            && *kv_dtype == other.kv_dtype
+            && **communicator == *other.communicator
+    }
+}
+
+impl Eq for LoadParams {}
+
 impl LoadParams {
     /// Limits for `n_slots` sequences of `max_seq_len` positions, 512 tokens a forward pass, on all threads, quantised weights
     /// [fast](Computation::Fast).
@@ -58,13 +80,14 @@ impl LoadParams {
             threads: None,
             computation: Computation::default(),
             kv_dtype: DType::F32,
+            communicator: Arc::new(LocalCommunicator::default()),
         }
     }
 
     /// The threads to compute on.
     #[must_use]
     pub fn n_threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        self.threads.unwrap_or_else(|| self.communicator.n_threads())
     }
 
     /// Checks that every limit is within bounds.
@@ -103,6 +126,20 @@ impl LoadParams {
         match self.kv_dtype {
             DType::F32 => Ok(()),
             other => Err(BackendError::Unsupported { backend, what: format!("a KV cache in {other}") }),
+        }
+    }
+
+    /// Refuses to be one of several ranks, for engines that cannot hold a part of a model.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unsupported`].
+    pub fn require_one_rank(&self, backend: &'static str) -> Result<(), BackendError> {
+        match self.communicator.size() {
+            0 | 1 => Ok(()),
+            size => {
+                Err(BackendError::Unsupported { backend, what: format!("a model split over {size} ranks") })
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use llama_backend::{
-    Backend, BackendError, Computation, DType, Device, LoadParams, MemoryPlan, ModelConfig, ModelSource,
-    WeightSource,
+    Backend, BackendError, Communicator, Computation, DType, Device, LoadParams, LocalCommunicator,
+    MemoryPlan, ModelConfig, ModelSource, Ranks, WeightSource,
 };
 
 use crate::checkpoint::{self, Checkpoint};
@@ -46,6 +46,7 @@ pub struct LlamaBuilder {
     context_limit: Option<usize>,
     memory_limit: MemoryLimit,
     progress: Option<Progress>,
+    communicator: Arc<dyn Communicator>,
 }
 
 #[derive(Debug, Clone)]
@@ -107,6 +108,7 @@ impl Default for LlamaBuilder {
             context_limit: None,
             memory_limit: MemoryLimit::default(),
             progress: None,
+            communicator: Arc::new(LocalCommunicator::default()),
         }
     }
 }
@@ -211,7 +213,7 @@ impl LlamaBuilder {
         self
     }
 
-    /// Threads to compute on. Default: as many as the process may use.
+    /// Threads to compute on. Default: as many as the process may use; of several ranks on a host, its part of them.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
@@ -271,6 +273,15 @@ impl LlamaBuilder {
         self
     }
 
+    /// Splits the model over ranks, each with a part of every layer: rank 0 calls [`build`](Self::build), the others [`follow`](Self::follow), with
+    /// the same choices. Default: one rank. Their number divides the key and value heads, and has nothing to do with that of a checkpoint's shards.
+    /// One model at a time speaks through a communicator.
+    #[must_use]
+    pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Self {
+        self.communicator = communicator;
+        self
+    }
+
     /// The bytes that the model will take under these choices, without loading it: its weights in their types, the KV cache and the
     /// scratch. The checkpoint is opened, and none of it read.
     ///
@@ -294,20 +305,41 @@ impl LlamaBuilder {
     /// # Errors
     ///
     /// Every option is checked before anything is loaded, and so is the memory: [`Error::Memory`] has what the model takes and what there
-    /// is. See [`Error`] for the others.
+    /// is. See [`Error`] for the others. What is wrong on one of several ranks is an error on all of them.
     pub fn build(self) -> Result<Llama, Error> {
         let _loading = crate::trace::load();
         let (max_seq_len, seed) = (self.max_seq_len, self.seed);
         let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
         let available = self.available();
-        let Prepared { backend, source, tokenizer, config, params, plan } = self.prepare()?;
-        if let Some(available) = available
-            && plan.allocated() > available
-        {
-            return Err(Error::Memory { plan, available });
-        }
-        let engine = Engine::start(limits, Arc::new(Instant::now), move || backend.load(source, &params))?;
+        let ranks = self.claim("build", |rank| rank == 0)?;
+        let prepared = ranks.agree(self.prepare().and_then(|prepared| prepared.within(available)))?;
+        let Prepared { backend, source, tokenizer, config, params, .. } = prepared;
+        let lead = move || ranks.lead(&*backend, source, params);
+        let engine = Engine::start(limits, Arc::new(Instant::now), lead)?;
         Ok(Llama::new(engine, tokenizer, config, max_seq_len, seed))
+    }
+
+    /// Loads this rank's part, on another rank than 0, and takes the steps of rank 0's model until that is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build), on every rank. Once all are loaded, whatever fails on one rank ends the job
+    /// ([`Communicator::abort`]).
+    pub fn follow(self) -> Result<(), Error> {
+        let loading = crate::trace::load();
+        let available = self.available();
+        let ranks = self.claim("follow", |rank| rank > 0)?;
+        let prepared = ranks.agree(self.prepare().and_then(|prepared| prepared.within(available)))?;
+        drop(loading);
+        Ok(ranks.follow(&*prepared.backend, prepared.source, prepared.params)?)
+    }
+
+    fn claim(&self, call: &'static str, is_its: impl Fn(usize) -> bool) -> Result<Ranks, Error> {
+        let (rank, size) = (self.communicator.rank(), self.communicator.size());
+        if !is_its(rank) {
+            return Err(Error::Rank { rank, size, call });
+        }
+        Ok(Ranks::claim(Arc::clone(&self.communicator))?)
     }
 
     /// The bytes that the model may take; `None` for any number.
@@ -315,7 +347,9 @@ impl LlamaBuilder {
         // Of a device's memory, and of where another engine takes its own, nothing is known here.
         let is_known = matches!(self.backend, BackendFrom::Kind(_)) && self.device == Device::Cpu;
         match self.memory_limit {
-            MemoryLimit::Available if is_known => memory::available(),
+            MemoryLimit::Available if is_known => {
+                memory::available().map(|bytes| bytes / self.communicator.ranks_on_host().max(1) as u64)
+            }
             MemoryLimit::Bytes(bytes) => Some(bytes),
             MemoryLimit::Available | MemoryLimit::Unlimited => None,
         }
@@ -402,6 +436,7 @@ impl LlamaBuilder {
         let mut params = Engine::params(self.max_seq_len, self.max_batch_size, self.idle_slots, self.threads);
         params.computation = self.computation;
         params.kv_dtype = self.kv_dtype;
+        params.communicator = self.communicator;
         let plan = memory::plan(&*backend, &config, &source, &params)?;
         Ok(Prepared { backend, source, tokenizer, config, params, plan })
     }
@@ -415,6 +450,18 @@ struct Prepared {
     config: ModelConfig,
     params: LoadParams,
     plan: MemoryPlan,
+}
+
+impl Prepared {
+    /// Refuses what takes more memory than there is.
+    fn within(self, available: Option<u64>) -> Result<Self, Error> {
+        match available {
+            Some(available) if self.plan.allocated() > available => {
+                Err(Error::Memory { plan: self.plan, available })
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Refuses to quantise what is quantised already: each time loses.

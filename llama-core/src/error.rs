@@ -77,6 +77,16 @@ pub enum Error {
         /// [`memory_limit`](crate::LlamaBuilder::memory_limit).
         available: u64,
     },
+    /// A call of another rank's.
+    #[error("rank {rank} of {size} does not `{call}`: rank 0 calls `build()`, the others `follow()`")]
+    Rank {
+        /// This rank.
+        rank: usize,
+        /// All of them.
+        size: usize,
+        /// The call.
+        call: &'static str,
+    },
     /// A call without dialogs, prompts, or whatever else it is about.
     #[error("the call holds no {what}: at least one is expected")]
     Empty {

@@ -35,6 +35,7 @@
 //! - `cuda`, `metal`: the candle backend on GPUs too.
 //! - `futures`: [`ChatStream`] is a `futures_core::Stream`.
 //! - `tracing`: loading, and each request's queue, prefill and decode, as spans.
+//! - `mpi`: [`LlamaBuilder::communicator`] can be MPI's (`MpiCommunicator`), for models split over processes and hosts.
 //! - `onnx`: the ONNX Runtime backend, whose library is looked for when it is opened (`ORT_DYLIB_PATH`).
 //!
 //! Features only add choices: none of them changes what the others do.
@@ -62,12 +63,15 @@ pub use error::Error;
 pub use generate::{CancelToken, EngineStats, FinishReason, GenerateError, Metrics, Usage, WhenFull};
 pub use llama::Llama;
 pub use llama_backend::{
-    Backend, BackendError, Computation, DType, Device, MemoryPlan, ModelConfig, TokenId,
+    Backend, BackendError, Communicator, CommunicatorError, Computation, DType, Device, MemoryPlan,
+    ModelConfig, Notice, TokenId,
 };
 pub use llama_dialog::{
     Conversation, Dialog, DialogError, Message, REFUSAL, Role, SAFETY_SYSTEM_PROMPT, SpecialTag, TagFound,
     Turn,
 };
+#[cfg(feature = "mpi")]
+pub use llama_parallel_mpi::{MpiCommunicator, MpiError};
 pub use memory::MemoryLimit;
 pub use options::{
     ChatOptions, ChatPrediction, CompletionOptions, CompletionPrediction, GenerationOptions, Prediction,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use llama_backend::{ModelConfig, TokenId};
+use llama_backend::{ModelConfig, Notice, TokenId};
 
 use crate::generate::{Call, CancelToken, Engine, EngineStats, GenerateError, Request};
 use crate::options::{
@@ -109,6 +109,12 @@ impl Llama {
 
     pub(crate) fn guards_mut(&mut self) -> &mut Guards {
         &mut self.guards
+    }
+
+    /// What was done while the model was loaded that nobody asked for.
+    #[must_use]
+    pub fn notices(&self) -> &[Notice] {
+        self.inner.engine.notices()
     }
 
     /// What the model has done since it was loaded, and what it does now.

@@ -12,7 +12,7 @@ use llama_backend::{ModelConfig, TensorInfo, WeightBytes, WeightError, WeightSou
 pub use cast::Quantization;
 pub(crate) use cast::{Cast, Rule};
 
-/// Called with the bytes of weights that were handed to the backend, and the bytes of all.
+/// Called with the bytes of weights that were handed to the backend, in whole tensors, and the bytes of all.
 #[derive(Clone)]
 pub(crate) struct Progress(Arc<dyn Fn(u64, u64) + Send + Sync>);
 
@@ -75,7 +75,8 @@ impl WeightSource for Watched {
         out: &mut [u8],
     ) -> Result<(), WeightError> {
         self.inner.read_slice(name, dim, range, out)?;
-        self.report(out.len());
+        // The rest of the tensor is another rank's, and as good as done.
+        self.report(self.inner.info(name)?.n_bytes().unwrap_or(out.len()));
         Ok(())
     }
 

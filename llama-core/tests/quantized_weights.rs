@@ -48,7 +48,7 @@ impl Backend for Taker {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: self.dtypes, skipped_laws: &[] }
+        Capabilities { dtypes: self.dtypes, skipped_laws: &[], tensor_parallel: false }
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {

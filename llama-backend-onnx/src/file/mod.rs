@@ -36,6 +36,7 @@ pub(crate) fn load(
 ) -> Result<FileModel, BackendError> {
     config.validate()?;
     params.validate()?;
+    params.require_one_rank(NAME)?;
     params.require_f32_cache(crate::NAME)?;
     plan(config, DType::F32, params).check()?;
     let session = options(environment, params)

@@ -21,6 +21,8 @@ mod random;
 mod random_blocks;
 mod rig;
 mod suite;
+mod thread_ranks;
+mod threads;
 
 pub use flat::FlatWeights;
 pub use laws::LAWS;
@@ -28,3 +30,5 @@ pub use oracle::{NaiveBackend, Oracle};
 pub use process::{prefill_and_decode, process_status};
 pub use random::{RandomWeights, Rng};
 pub use suite::{Law, OneModel, Outcome, Suite, Tolerance, Violation, check_skips, run};
+pub use thread_ranks::ThreadRanks;
+pub use threads::ThreadCommunicator;

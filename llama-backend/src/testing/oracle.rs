@@ -242,7 +242,11 @@ impl Backend for NaiveBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: &[DType::F32, DType::F16, DType::BF16], skipped_laws: &[] }
+        Capabilities {
+            dtypes: &[DType::F32, DType::F16, DType::BF16],
+            skipped_laws: &[],
+            tensor_parallel: false,
+        }
     }
 
     fn plan(&self, config: &ModelConfig, _dtype: DType, params: &LoadParams) -> MemoryPlan {
@@ -265,6 +269,7 @@ impl Backend for NaiveBackend {
             });
         };
         params.validate()?;
+        params.require_one_rank("naive")?;
         let oracle = Oracle::new(&*source)?;
         let n_positions = params.n_slots.saturating_mul(params.max_seq_len);
         let mut tokens = Vec::new();

@@ -111,7 +111,7 @@ impl Backend for Skips {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { dtypes: &[], skipped_laws: self.0 }
+        Capabilities { dtypes: &[], skipped_laws: self.0, tensor_parallel: false }
     }
 
     fn plan(&self, _: &ModelConfig, _: DType, _: &LoadParams) -> MemoryPlan {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use llama_backend::{BackendError, LoadParams, Model};
+use llama_backend::{BackendError, LoadParams, Model, Notice};
 
 use super::channel::{EventSender, Submission};
 use super::counters::{Counters, EngineStats};
@@ -43,6 +43,7 @@ pub(crate) struct Engine {
     next_id: AtomicU64,
     shared: Arc<Shared>,
     n_slots: usize,
+    notices: Vec<Notice>,
 }
 
 /// What both sides of the engine see.
@@ -107,10 +108,10 @@ impl Engine {
             .name("llama-engine".to_owned())
             .spawn(move || match catch_unwind(AssertUnwindSafe(load)) {
                 Ok(Ok(model)) => {
-                    let n_slots = model.params().n_slots;
+                    let told = (model.params().n_slots, model.notices().to_vec());
                     let worker = Worker::new(model, limits.max_batch_size, sees);
                     // A caller that is gone shows in the inbox too.
-                    let _ = loaded.send(Ok(n_slots));
+                    let _ = loaded.send(Ok(told));
                     drop(loaded);
                     worker.run(inbox);
                 }
@@ -124,12 +125,13 @@ impl Engine {
             })
             .map_err(Error::Thread)?;
         match report.recv() {
-            Ok(Ok(n_slots)) => Ok(Self {
+            Ok(Ok((n_slots, notices))) => Ok(Self {
                 jobs: Some(jobs),
                 thread: Some(thread),
                 next_id: AtomicU64::new(0),
                 shared,
                 n_slots,
+                notices,
             }),
             Ok(Err(error)) => Err(error),
             Err(mpsc::RecvError) => Err(Error::Generate(GenerateError::Stopped)),
@@ -182,6 +184,11 @@ impl Engine {
 
     pub(crate) fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot(self.n_slots, self.shared.queue.waiting())
+    }
+
+    /// What the model told when it was loaded.
+    pub(crate) fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// Callers who wait for room in the queue.

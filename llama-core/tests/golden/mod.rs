@@ -33,7 +33,7 @@ pub(crate) type Check = Result<(), String>;
 
 /// A golden file.
 pub(crate) struct Golden {
-    name: String,
+    pub(crate) name: String,
     pub(crate) json: Value,
 }
 

@@ -8,6 +8,7 @@ use std::thread;
 use super::super::random::RandomWeights;
 use super::super::rig::{Rows, small};
 use super::super::suite::{Broken, Checked, Suite};
+use super::super::threads::ThreadCommunicator;
 use crate::{
     BackendError, DType, LoadParams, MemoryPlan, ModelConfig, ModelSource, TensorInfo, Want, WeightBytes,
     WeightError, WeightSource,
@@ -78,6 +79,15 @@ pub(super) fn refuses_bad_params(suite: &Suite<'_>) -> Checked {
         let is = |error: &BackendError| matches!(error, BackendError::Params { .. });
         refuses(suite, suite.source(&suite.weights(1)), &params, "BackendError::Params", is)
             .map_err(|broken| broken.at(format_args!("{params:?}")))?;
+    }
+    if !suite.backend.capabilities().tensor_parallel {
+        let mut params = LoadParams::new(8, 2);
+        for communicator in ThreadCommunicator::group(2) {
+            params.communicator = communicator;
+            let is = |error: &BackendError| matches!(error, BackendError::Unsupported { .. });
+            refuses(suite, suite.source(&suite.weights(1)), &params, "BackendError::Unsupported", is)
+                .map_err(|broken| broken.at(format_args!("{params:?}")))?;
+        }
     }
     Ok(())
 }
