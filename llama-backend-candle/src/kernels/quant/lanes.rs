@@ -30,6 +30,10 @@ pub(crate) trait Elements {
 pub(crate) trait Lanes: Copy + Debug {
     /// Vectors for [`ROWS`] rows.
     const HALVES: usize;
+    /// Rows of activations that are multiplied at a time, as registers allow: up to 8.
+    const TILE: usize;
+    /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays.
+    const DIRECT: usize;
     /// Bytes, or 32-bit integers.
     type I: Copy;
     /// f32.
@@ -92,6 +96,8 @@ fn each(a: [u32; ROWS], f: impl Fn(u8) -> u8) -> [u32; ROWS] {
 
 impl Lanes for Scalar {
     const HALVES: usize = 1;
+    const TILE: usize = 4;
+    const DIRECT: usize = 2;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
 

@@ -16,12 +16,8 @@ const PART: usize = super::activations::LEN;
 const PARTS: usize = 16;
 /// Rows of activations at a time, which the second cache holds.
 const MANY: usize = 64;
-/// From here unpacking first pays.
-const UNPACK: usize = 3;
 /// Bytes between what is multiplied and what memory is asked for.
 const AHEAD: usize = 4096;
-/// Rows that are multiplied at a time.
-const TILE: usize = 4;
 
 /// `out = x · weightsᵀ` for some panels, on one thread.
 ///
@@ -68,14 +64,15 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
                 sums[..n].fill([0.0; ROWS]);
                 for first in (0..parts).step_by(PARTS) {
                     let these = first..parts.min(first + PARTS);
-                    if n < UNPACK {
-                        few(s, panel, these.clone(), parts, &x[these.start..], &mut sums[..n]);
+                    let x = &x[these.start..];
+                    if n <= S::DIRECT {
+                        rows(s, panel, these, parts, x, &mut sums[..n]);
                     } else {
                         for (part, unpacked) in these.clone().zip(&mut unpacked) {
                             unpack(s, panel, part, unpacked);
                         }
                         let panel = Unpacked::<F>(&unpacked, PhantomData);
-                        many(s, panel, 0..these.len(), parts, &x[these.start..], &mut sums[..n]);
+                        rows(s, panel, 0..these.len(), parts, x, &mut sums[..n]);
                     }
                 }
                 if fine {
@@ -209,46 +206,28 @@ fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut
     }
 }
 
-/// Adds the products of some parts for each of up to two rows of `x`, which are `stride` blocks apart.
+/// Adds the products of some parts for each row of `x`; the rows are `stride` blocks apart.
 #[inline(always)]
-fn few<S: Lanes, F: Format>(
+fn rows<S: Lanes, P: Panel<S>>(
     s: S,
-    panel: Direct<'_, F>,
+    panel: P,
     parts: Range<usize>,
     stride: usize,
     x: &[Block],
     sums: &mut [[f32; ROWS]],
 ) {
-    let row = |i: usize| &x[i * stride..][..parts.len()];
-    match sums {
-        [a, b] => tile(s, panel, parts.clone(), [row(0), row(1)], [a, b]),
-        [a] => tile(s, panel, parts.clone(), [row(0)], [a]),
-        _ => {}
-    }
-}
-
-/// The same for any number of rows.
-#[inline(always)]
-fn many<S: Lanes, F: Format>(
-    s: S,
-    panel: Unpacked<'_, F>,
-    parts: Range<usize>,
-    stride: usize,
-    x: &[Block],
-    sums: &mut [[f32; ROWS]],
-) {
-    let row = |i: usize| &x[i * stride..][..parts.len()];
-    for (t, sums) in sums.chunks_mut(TILE).enumerate() {
-        let i = t * TILE;
+    for (x, sums) in x.chunks(S::TILE * stride).zip(sums.chunks_mut(S::TILE)) {
         let parts = parts.clone();
-        match sums {
-            [a, b, c, d] => {
-                tile(s, panel, parts, [row(i), row(i + 1), row(i + 2), row(i + 3)], [a, b, c, d]);
-            }
-            [a, b, c] => tile(s, panel, parts, [row(i), row(i + 1), row(i + 2)], [a, b, c]),
-            [a, b] => tile(s, panel, parts, [row(i), row(i + 1)], [a, b]),
-            [a] => tile(s, panel, parts, [row(i)], [a]),
-            _ => {}
+        match sums.len() {
+            8 if S::TILE >= 8 => tile::<S, P, 8>(s, panel, parts, stride, x, sums),
+            7 if S::TILE >= 7 => tile::<S, P, 7>(s, panel, parts, stride, x, sums),
+            6 if S::TILE >= 6 => tile::<S, P, 6>(s, panel, parts, stride, x, sums),
+            5 if S::TILE >= 5 => tile::<S, P, 5>(s, panel, parts, stride, x, sums),
+            4 => tile::<S, P, 4>(s, panel, parts, stride, x, sums),
+            3 => tile::<S, P, 3>(s, panel, parts, stride, x, sums),
+            2 => tile::<S, P, 2>(s, panel, parts, stride, x, sums),
+            1 => tile::<S, P, 1>(s, panel, parts, stride, x, sums),
+            _ => unreachable!("a chunk has from one to S::TILE rows, of which there are at most eight"),
         }
     }
 }
@@ -259,13 +238,18 @@ fn tile<S: Lanes, P: Panel<S>, const N: usize>(
     s: S,
     panel: P,
     parts: Range<usize>,
-    x: [&[Block]; N],
-    mut sums: [&mut [f32; ROWS]; N],
+    stride: usize,
+    x: &[Block],
+    sums: &mut [[f32; ROWS]],
 ) {
+    let mut rows: [&[Block]; N] = [&[]; N];
+    for i in 0..N {
+        rows[i] = &x[i * stride..][..parts.len()];
+    }
     for half in 0..S::HALVES {
         let mut added = [s.splat(0.0); N];
         for i in 0..N {
-            added[i] = s.load(sums[i], half);
+            added[i] = s.load(&sums[i], half);
         }
         for (p, part) in parts.clone().enumerate() {
             if half == 0 {
@@ -274,7 +258,7 @@ fn tile<S: Lanes, P: Panel<S>, const N: usize>(
             let elements = panel.elements(s, part, half);
             let Scales { scale, minimum } = panel.scales(s, part, half);
             for i in 0..N {
-                let x = &x[i][p];
+                let x = &rows[i][p];
                 let mut sum = added[i];
                 if P::Format::BY_16 {
                     let (w, q) = (quads(&elements), quads(&x.q));

@@ -72,6 +72,8 @@ fn part<const ALL: usize, const PART: usize>(all: &[u8; ALL], half: usize) -> &[
 // through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
     const HALVES: usize = 2;
+    const TILE: usize = 4;
+    const DIRECT: usize = 2;
     type I = __m256i;
     type F = __m256;
 
@@ -225,6 +227,8 @@ impl Lanes for Avx2 {
 // ones, and go through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Vnni {
     const HALVES: usize = 1;
+    const TILE: usize = 8;
+    const DIRECT: usize = 8;
     type I = __m512i;
     type F = __m512;
 
