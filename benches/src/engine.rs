@@ -1,5 +1,6 @@
 //! The engines under measurement: the one place where benches choose how an engine computes.
 
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -40,37 +41,60 @@ impl FromStr for Computation {
     }
 }
 
-/// Opens an engine on the processor; without a computation, with its default.
+/// How an engine is to compute, and keep its cache, where that is not its default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub struct Choices {
+    /// How quantised weights are computed with: exact or fast [default: the engine's]
+    #[arg(long)]
+    pub computation: Option<Computation>,
+    /// The type of the KV cache: f32 or f16 [default: f32]
+    #[arg(long, value_parser = cache_type)]
+    pub cache_type: Option<DType>,
+}
+
+fn cache_type(name: &str) -> Result<DType, String> {
+    let all = [DType::F32, DType::F16];
+    all.into_iter().find(|it| it.to_string() == name).ok_or_else(|| "expected f32 or f16".to_owned())
+}
+
+impl fmt::Display for Choices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.computation.map_or("its default", Computation::name))?;
+        self.cache_type.map_or(Ok(()), |dtype| write!(f, ", {dtype} cache"))
+    }
+}
+
+/// Opens an engine on the processor, to do as is chosen whatever it is asked.
 ///
 /// # Errors
 ///
 /// Where it is not compiled in, or its library is missing.
-pub fn open(kind: BackendKind, computation: Option<Computation>) -> Result<Arc<dyn Backend>, Error> {
-    let backend = kind.open(Device::Cpu)?;
-    let computation = match computation {
-        None => return Ok(backend),
-        Some(Computation::Exact) => llama_backend::Computation::Exact,
-        Some(Computation::Fast) => llama_backend::Computation::Fast,
-    };
-    Ok(Arc::new(Computing { backend, computation }))
+pub fn open(kind: BackendKind, choices: Choices) -> Result<Arc<dyn Backend>, Error> {
+    Ok(Arc::new(Chosen { backend: kind.open(Device::Cpu)?, choices }))
 }
 
-/// An engine that computes in one way, whatever it is asked.
 #[derive(Debug)]
-struct Computing {
+struct Chosen {
     backend: Arc<dyn Backend>,
-    computation: llama_backend::Computation,
+    choices: Choices,
 }
 
-impl Computing {
+impl Chosen {
     fn params(&self, params: &LoadParams) -> LoadParams {
         let mut params = params.clone();
-        params.computation = self.computation;
+        match self.choices.computation {
+            None => {}
+            Some(Computation::Exact) => params.computation = llama_backend::Computation::Exact,
+            Some(Computation::Fast) => params.computation = llama_backend::Computation::Fast,
+        }
+        if let Some(dtype) = self.choices.cache_type {
+            params.kv_dtype = dtype;
+        }
         params
     }
 }
 
-impl Backend for Computing {
+impl Backend for Chosen {
     fn name(&self) -> &'static str {
         self.backend.name()
     }

@@ -41,11 +41,13 @@ struct Flags {
     threads: Vec<usize>,
     #[arg(short, long, default_value_t = 5)]
     rounds: usize,
-    /// The backend and the computation of ours
+    /// The backend, the computation and the cache of ours
     #[arg(long, default_value = "candle")]
     backend: String,
     #[arg(long)]
     computation: Option<String>,
+    #[arg(long)]
+    cache_type: Option<String>,
     /// Processes that keep a core busy meanwhile
     #[arg(long, default_value_t = 0)]
     busy: usize,
@@ -103,8 +105,10 @@ fn main() -> Result<(), Error> {
     };
     let bench = std::env::current_exe()?.with_file_name("llama-bench");
     let mut last_args: Vec<OsString> = vec!["--backend".into(), flags.backend.clone().into()];
-    if let Some(computation) = &flags.computation {
-        last_args.extend(["--computation".into(), computation.into()]);
+    for (flag, choice) in [("--computation", &flags.computation), ("--cache-type", &flags.cache_type)] {
+        if let Some(choice) = choice {
+            last_args.extend([flag.into(), choice.into()]);
+        }
     }
     let cpu = record::cpu();
     for (model_name, model) in &models {

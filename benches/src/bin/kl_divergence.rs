@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
-use benches::engine::{self, Computation};
+use benches::engine::{self, Choices, Computation};
 use benches::kl::{Divergence, InF32, load, logits, read_logits};
 use benches::{Error, record};
 use clap::Parser;
@@ -34,9 +34,8 @@ struct Flags {
     threads: Option<usize>,
     #[arg(long, default_value = "candle")]
     backend: BackendKind,
-    /// How ours computes: exact or fast [default: the engine's]
-    #[arg(long)]
-    computation: Option<Computation>,
+    #[command(flatten)]
+    choices: Choices,
     /// Appends the result to a CSV file
     #[arg(long)]
     record: Option<PathBuf>,
@@ -56,14 +55,15 @@ fn main() -> Result<(), Error> {
     let ids = text.split_whitespace().map(|id| id.parse().map(TokenId));
     let ids: Vec<_> = ids.take(flags.positions.unwrap_or(usize::MAX)).collect::<Result<_, _>>()?;
     let checkpoint = checkpoint::open(&flags.model)?;
-    let open = |computation| engine::open(flags.backend, computation);
-    let exact = InF32(open(Some(Computation::Exact))?);
+    let exact = Choices { computation: Some(Computation::Exact), cache_type: None };
+    let exact = InF32(engine::open(flags.backend, exact)?);
     let mut exact = load(&checkpoint, &exact, flags.window, flags.threads)?;
-    let mut ours = load(&checkpoint, &*open(flags.computation)?, flags.window, flags.threads)?;
+    let mut ours =
+        load(&checkpoint, &*engine::open(flags.backend, flags.choices)?, flags.window, flags.threads)?;
 
-    let name = match flags.computation {
-        Some(computation) => format!("llama-core {} {}", flags.backend, computation.name()),
-        None => format!("llama-core {}", flags.backend),
+    let name = match flags.choices {
+        choices if choices == Choices::default() => format!("llama-core {}", flags.backend),
+        choices => format!("llama-core {} {choices}", flags.backend),
     };
     let mut found = vec![(name, Divergence::default())];
     let mut others = Vec::new();

@@ -29,7 +29,7 @@ fn run(flags: &Flags) -> Result<(), Error> {
         Job::Write { model, to } => return write(&model, File::create(to)?),
         Job::Measure { model, plan } => (model, plan),
     };
-    let backend = engine::open(flags.backend, flags.computation)?;
+    let backend = engine::open(flags.backend, flags.choices)?;
     let made; // the file is gone when this is
     let path: &Path = match &model {
         ModelFrom::Checkpoint(path) => path,
@@ -42,7 +42,7 @@ fn run(flags: &Flags) -> Result<(), Error> {
     let sessions = measure::measure(path, &backend, &plan)?;
     let text = match flags.output {
         Output::Md => report::markdown(&sessions),
-        Output::Json => report::json(path, &sessions, flags.computation)? + "\n",
+        Output::Json => report::json(path, &sessions, flags.choices)? + "\n",
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())

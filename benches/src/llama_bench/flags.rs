@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llama_core::BackendKind;
 
-use crate::engine::Computation;
+use crate::engine::Choices;
 use crate::random_model::{FileType, RandomModel, Shape};
 
 /// Measures how fast a checkpoint answers.
@@ -41,9 +41,9 @@ pub struct Flags {
     /// The engine: candle, tch or onnx
     #[arg(long, default_value = "candle")]
     pub backend: BackendKind,
-    /// How quantised weights are computed with: exact or fast [default: the engine's]
-    #[arg(long)]
-    pub computation: Option<Computation>,
+    /// How the engine computes, and keeps its cache
+    #[command(flatten)]
+    pub choices: Choices,
     /// How the result is printed
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Md)]
     pub output: Output,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::engine::Computation;
+use crate::engine::Choices;
 
 use super::measure::{Kind, Session, Test};
 
@@ -48,20 +48,15 @@ struct Row<'a> {
 /// # Errors
 ///
 /// Never, but that serde's interface has one.
-pub fn json(
-    path: &Path,
-    sessions: &[Session],
-    computation: Option<Computation>,
-) -> Result<String, serde_json::Error> {
+pub fn json(path: &Path, sessions: &[Session], choices: Choices) -> Result<String, serde_json::Error> {
     let rows: Vec<_> = sessions
         .iter()
-        .flat_map(|session| session.tests.iter().map(move |test| row(path, session, test, computation)))
+        .flat_map(|session| session.tests.iter().map(move |test| row(path, session, test, choices)))
         .collect();
     serde_json::to_string_pretty(&rows)
 }
 
-fn row<'a>(path: &'a Path, session: &Session, test: &Test, computation: Option<Computation>) -> Row<'a> {
-    let computation = computation.map_or("its default", Computation::name);
+fn row<'a>(path: &'a Path, session: &Session, test: &Test, choices: Choices) -> Row<'a> {
     let (mean, stddev) = mean_and_stddev(&test.rates());
     let (n_prompt, n_gen, n_seqs) = match test.kind {
         Kind::Prompt(n) => (n, 0, 1),
@@ -69,7 +64,7 @@ fn row<'a>(path: &'a Path, session: &Session, test: &Test, computation: Option<C
     };
     Row {
         engine: "llama-core",
-        versions: format!("llama-core {}; {}; {computation}", env!("CARGO_PKG_VERSION"), session.backend),
+        versions: format!("llama-core {}; {}; {choices}", env!("CARGO_PKG_VERSION"), session.backend),
         model_filename: path,
         model_type: model_type(session),
         model_size: session.weights.as_ref().map(|weights| weights.n_bytes),
