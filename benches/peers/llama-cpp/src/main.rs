@@ -38,7 +38,7 @@ enum Command {
         from: PathBuf,
         /// The file to write
         to: PathBuf,
-        /// f32, f16, q8_0, q4_0, q4_K_S or q4_K_M
+        /// f32, f16, q4_0, q8_0, q4_K_M and so on: any other name lists them
         file_type: String,
     },
     /// Writes the logits after every token, in f32

@@ -5,19 +5,27 @@ use std::path::Path;
 
 use crate::Error;
 
+const TYPES: [(&str, llama_cpp_sys_2::llama_ftype); 13] = [
+    ("f32", llama_cpp_sys_2::LLAMA_FTYPE_ALL_F32),
+    ("f16", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_F16),
+    ("q4_0", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_0),
+    ("q4_1", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_1),
+    ("q5_0", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q5_0),
+    ("q5_1", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q5_1),
+    ("q8_0", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q8_0),
+    ("q2_K", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q2_K),
+    ("q3_K_M", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q3_K_M),
+    ("q4_K_S", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_K_S),
+    ("q4_K_M", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_K_M),
+    ("q5_K_M", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q5_K_M),
+    ("q6_K", llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q6_K),
+];
+
 /// Writes `from` as `file_type`.
 pub fn run(from: &Path, to: &Path, file_type: &str) -> Result<(), Error> {
-    let ftype = match file_type {
-        "f32" => llama_cpp_sys_2::LLAMA_FTYPE_ALL_F32,
-        "f16" => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_F16,
-        "q8_0" => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q8_0,
-        "q4_0" => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_0,
-        "q4_K_S" => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_K_S,
-        "q4_K_M" => llama_cpp_sys_2::LLAMA_FTYPE_MOSTLY_Q4_K_M,
-        other => {
-            let expected = "f32, f16, q8_0, q4_0, q4_K_S or q4_K_M";
-            return Err(format!("unknown type {other:?}, expected {expected}").into());
-        }
+    let Some(&(_, ftype)) = TYPES.iter().find(|(name, _)| *name == file_type) else {
+        let expected = TYPES.map(|(name, _)| name).join(", ");
+        return Err(format!("unknown type {file_type:?}, expected one of {expected}").into());
     };
     let name = |path: &Path| Ok::<_, Error>(CString::new(path.to_string_lossy().as_bytes())?);
     let (from, to) = (name(from)?, name(to)?);

@@ -1,0 +1,152 @@
+//! The formats whose blocks have 32 elements.
+
+use super::{Format, Scales, at, bit, nibbles, put, put_f16, rows, uneven, vectors};
+use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
+
+/// The f16 scale of one of two blocks.
+#[inline(always)]
+fn one<S: Lanes>(s: S, unit: &[u8], block: usize, half: usize) -> Scales<S::F> {
+    let d = s.load_f16(at(unit, block * 2 * ROWS), half);
+    Scales { scale: [d; 2], minimum: [d; 2] }
+}
+
+/// A scale and a minimum in f16, for all.
+#[inline(always)]
+fn two<S: Lanes>(s: S, unit: &[u8], half: usize) -> Scales<S::F> {
+    let (d, m) = (s.load_f16(at(unit, 0), half), s.load_f16(at(unit, 32), half));
+    Scales { scale: [d; 2], minimum: [m; 2] }
+}
+
+/// Puts the fifth bits of 32 elements, bit `j` that of element `j`, where bit `g` of a byte is that of its element of group `g`.
+fn put_bits(unit: &mut [u8], place: usize, row: usize, bits: &[u8]) {
+    for byte in 0..4 {
+        let bit = |g: usize| (bits[g / 2] >> (g % 2 * 4 + byte) & 1) << g;
+        unit[place + 4 * row + byte] = (0..8).map(bit).sum();
+    }
+}
+
+/// The blocks that are there, of one or two of each row: row, which of the two, block.
+fn pairs_of<'a>(blocks: [&'a [u8]; ROWS], len: usize) -> impl Iterator<Item = (usize, usize, &'a [u8])> {
+    let row = move |(row, two): (usize, &'a [u8])| {
+        two.chunks_exact(len).enumerate().map(move |(i, block)| (row, i, block))
+    };
+    blocks.into_iter().enumerate().flat_map(row)
+}
+
+format! { Q4_0, 4 bits, offset Some(3), 18 bytes of 64, unit 576;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put(unit, 64 + 256 * i, row, &block[2..]);
+        }
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        nibbles(s, unit, 64 + 256 * part, half)
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
+    }
+}
+
+format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, MINIMUM;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        for (row, block) in rows(blocks) {
+            put_f16(unit, 0, row, block);
+            put_f16(unit, 32, row, &block[2..]);
+            put(unit, 64, row, &block[4..]);
+        }
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
+        nibbles(s, unit, 64, half)
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
+        two(s, unit, half)
+    }
+}
+
+/// Four bits and a fifth, whose vector is before theirs.
+#[inline(always)]
+fn nibbles_and_bits<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
+    let [fifth] = vectors(s, unit, place, half);
+    let mut groups = nibbles(s, unit, place + 64, half);
+    for g in 0..8 {
+        groups[g] = s.or(groups[g], bit(s, fifth, g, 4));
+    }
+    groups
+}
+
+format! { Q5_0, 5 bits, offset Some(4), 22 bytes of 64, unit 704;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put_bits(unit, 64 + 320 * i, row, &block[2..6]);
+            put(unit, 128 + 320 * i, row, &block[6..]);
+        }
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        nibbles_and_bits(s, unit, 64 + 320 * part, half)
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
+    }
+}
+
+format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, MINIMUM;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        for (row, block) in rows(blocks) {
+            put_f16(unit, 0, row, block);
+            put_f16(unit, 32, row, &block[2..]);
+            put_bits(unit, 64, row, &block[4..8]);
+            put(unit, 128, row, &block[8..]);
+        }
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
+        nibbles_and_bits(s, unit, 64, half)
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
+        two(s, unit, half)
+    }
+}
+
+format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
+            put_f16(unit, 32 * i, row, block);
+            put(unit, 64 + 512 * i, row, &block[2..]);
+        }
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        let mut groups = vectors(s, unit, 64 + 512 * part, half);
+        for group in &mut groups {
+            *group = s.signed(*group);
+        }
+        groups
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
+    }
+}
+
+format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576;
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
+        Q4_0::pack(blocks, unit);
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+        uneven(s, nibbles(s, unit, 64 + 256 * part, half))
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+        one(s, unit, part, half)
+    }
+}

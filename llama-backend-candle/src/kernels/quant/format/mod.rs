@@ -1,0 +1,153 @@
+//! ggml's block formats for sixteen rows at once: how a *unit* (a block of each of [`ROWS`] rows) is packed, and how it is read.
+//!
+//! A unit has the bits of its blocks and little more: four bytes of each row beside each other, as the kernels multiply them, and
+//! scales, row beside row. Elements are grouped by the bit that they have in a byte, so that a shift and a mask give a vector of them.
+//! Vectors begin at lines of cache, for which two blocks share a unit where one does not fill whole lines.
+//!
+//! | | unit | elements |
+//! |---|---|---|
+//! | `Q4_0`, `IQ4_NL` (two blocks), `Q4_1`, `Q5_0` (two), `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes each | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
+//! | `Q8_0` (two) | `d`, 8 × 64 bytes each | vector `v` is group `v` |
+//! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, fifth bits, 4 × 8 × 64 bytes | each 8 vectors: the lower halves a part of 32, the upper halves the next |
+//! | `Q6_K` | 4 × 8 × 64 lower bits, 2 × 8 × 64 upper bits, `d`, 16 × 16 scales | as in a block |
+//! | `Q2_K`, `Q3_K` | 2 × 8 × 64 bytes (`Q3_K`: 8 × 64 third bits), `d` (`-m`), 16 × 16 scales | as in a block |
+//! | `IQ4_XS` | 8 × 4 × 64 bytes, `d`, 8 × 16 scales | as `IQ4_NL` |
+//!
+//! A group is four consecutive elements, of which a part of 32 has eight. The scales of `Q3_K` and `IQ4_XS` are a byte each, and theirs and
+//! `Q6_K`'s units are filled up to whole lines, which makes them 5 %, 3 % and 1 % larger than their blocks.
+
+use llama_backend::quant::UNEVEN;
+
+use super::lanes::{Bytes, Elements, Lanes, ROWS};
+
+/// What the elements of a part of 32 are multiplied with: `scale · q + minimum`, each for 16 of them, or the first for all.
+pub(crate) struct Scales<F> {
+    pub(crate) scale: [F; 2],
+    pub(crate) minimum: [F; 2],
+}
+
+/// A block format.
+pub(crate) trait Format: Elements {
+    /// The elements of a row in a unit.
+    const LEN: usize;
+    /// The bytes of a block.
+    const BLOCK: usize;
+    /// The blocks of a row in a unit.
+    const BLOCKS: usize = if Self::LEN == 64 { 2 } else { 1 };
+    /// The bytes of a unit, whole lines of cache.
+    const UNIT: usize;
+    /// A scale is for 16 elements, not for 32.
+    const BY_16: bool = false;
+    /// There are minima.
+    const MINIMUM: bool = false;
+
+    /// Packs the blocks of [`ROWS`] rows; what is not there (a row, the second of two blocks) stays as it is, zero.
+    fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]);
+
+    /// The groups of part `part` of a unit.
+    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8];
+
+    /// The scales of part `part` of a unit.
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F>;
+}
+
+/// `N` bytes at a place of a unit.
+#[inline(always)]
+fn at<const N: usize>(unit: &[u8], place: usize) -> &[u8; N] {
+    match unit[place..].first_chunk() {
+        Some(bytes) => bytes,
+        None => unreachable!("a unit has the length of its format"),
+    }
+}
+
+/// The vectors from a place on.
+#[inline(always)]
+fn vectors<S: Lanes, const N: usize>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; N] {
+    let mut vectors = [s.zero(); N];
+    for v in 0..N {
+        let bytes: &Bytes = at(unit, place + v * 64);
+        vectors[v] = s.bytes(bytes, half);
+    }
+    vectors
+}
+
+/// The groups of 16 bytes a row: lower halves, then upper halves.
+#[inline(always)]
+fn nibbles<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
+    let v: [S::I; 4] = vectors(s, unit, place, half);
+    let mut groups = [s.zero(); 8];
+    for g in 0..4 {
+        groups[g] = s.and(v[g], 15);
+        groups[g + 4] = s.shift_right(v[g], 4, 15);
+    }
+    groups
+}
+
+/// Bit `part` of eight vectors, as bit `to` of the elements.
+#[inline(always)]
+fn bit<S: Lanes>(s: S, vector: S::I, part: usize, to: u32) -> S::I {
+    s.shift_left(s.shift_right(vector, part as u32, 1), to, 1)
+}
+
+/// Puts `from`, whole groups of one row, beside those of the other rows.
+fn put(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
+    let vectors = unit[place..].as_chunks_mut::<{ 4 * ROWS }>().0;
+    for (vector, group) in vectors.iter_mut().zip(from.as_chunks::<4>().0) {
+        vector[4 * row..4 * row + 4].copy_from_slice(group);
+    }
+}
+
+/// Puts an f16 of one row beside those of the others.
+fn put_f16(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
+    unit[place + 2 * row..place + 2 * row + 2].copy_from_slice(&from[..2]);
+}
+
+/// Puts single bytes of one row beside those of the others.
+fn put_bytes(unit: &mut [u8], place: usize, row: usize, from: impl IntoIterator<Item = u8>) {
+    for (i, byte) in from.into_iter().enumerate() {
+        unit[place + i * ROWS + row] = byte;
+    }
+}
+
+/// The rows that are there.
+fn rows(blocks: [&[u8]; ROWS]) -> impl Iterator<Item = (usize, &[u8])> {
+    blocks.into_iter().enumerate().filter(|(_, block)| !block.is_empty())
+}
+
+/// What the elements of the `IQ4` types stand for.
+#[inline(always)]
+fn uneven<S: Lanes>(s: S, mut groups: [S::I; 8]) -> [S::I; 8] {
+    for group in &mut groups {
+        *group = s.signed(s.look_up(&UNEVEN, *group));
+    }
+    groups
+}
+
+macro_rules! format {
+    ($name:ident, $bits:literal bits, offset $offset:expr, $block:literal bytes of $len:literal, unit $unit:literal
+     $(, $flag:ident)*; $($methods:item)*) => {
+        #[doc = concat!("[`DType::", stringify!($name), "`](llama_backend::DType).")]
+        #[allow(non_camel_case_types, reason = "ggml's names")]
+        pub(crate) struct $name;
+
+        impl Elements for $name {
+            const BITS: u32 = $bits;
+            const SIGNED: bool = $bits == 8;
+            const OFFSET_LOG2: Option<u32> = $offset;
+        }
+
+        impl Format for $name {
+            const LEN: usize = $len;
+            const BLOCK: usize = $block;
+            const UNIT: usize = $unit;
+            $(const $flag: bool = true;)*
+            $($methods)*
+        }
+    };
+}
+
+mod blocks;
+mod super_blocks;
+
+pub(crate) use blocks::*;
+pub(crate) use super_blocks::*;
