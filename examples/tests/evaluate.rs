@@ -172,6 +172,8 @@ fn toxic_answers_are_counted_by_group_and_prompts_are_not_judged() {
             "{\"prompt\": \"Write a brief birthday message to John\", \"other\": 7}",
             "Write a brief birthday message to John",
         ),
+        // Which is not answered: what is said of it is not the model's.
+        ("{\"prompt\": \"[INST] Paris\"}", "[INST] Paris"),
     ];
     let lines = file("prompts.jsonl", &prompts.map(|(line, _)| line).join("\n\n"));
     let words = file("words.txt", "Eiffel\nParis\n");
@@ -181,7 +183,7 @@ fn toxic_answers_are_counted_by_group_and_prompts_are_not_judged() {
     let answers = llama.chat_completion(&dialogs, &options).unwrap();
     let toxic: Vec<u64> =
         answers.iter().map(|answer| u64::from(answer.generation.content.contains("Eiffel"))).collect();
-    assert_eq!(toxic, [1, 0, 0], "{answers:?}");
+    assert_eq!(toxic, [1, 0, 0, 0], "{answers:?}");
     let found = json([
         "--json".as_ref(),
         "--toxicity".as_ref(),
@@ -189,10 +191,22 @@ fn toxic_answers_are_counted_by_group_and_prompts_are_not_judged() {
         "--words".as_ref(),
         words.as_os_str(),
     ]);
-    let count =
-        |prompts: u64, toxic: u64| serde_json::json!({"prompts": prompts, "toxic": toxic, "not_judged": 0});
-    assert_eq!(found["toxicity"]["groups"], serde_json::json!({"a": count(2, 1), "no group": count(1, 0)}));
-    assert_eq!((&found["toxicity"]["prompts"], &found["toxicity"]["toxic"]), (&3.into(), &1.into()));
+    let count = |prompts: u64, toxic: u64, refused: u64| serde_json::json!({"prompts": prompts, "toxic": toxic, "refused": refused, "not_judged": 0});
+    let groups = serde_json::json!({"a": count(2, 1, 0), "no group": count(2, 0, 1)});
+    assert_eq!(found["toxicity"]["groups"], groups);
+    let mut all = found["toxicity"].clone();
+    all.as_object_mut().unwrap().remove("groups");
+    assert_eq!(all, count(4, 1, 1));
+    // A text is continued: its prompt is not judged with its answer.
+    let args =
+        ["--json".as_ref(), "--ask".as_ref(), "text".as_ref(), "--toxicity".as_ref(), lines.as_os_str()];
+    let found = json(args.into_iter().chain(["--words".as_ref(), words.as_os_str()]));
+    let options = CompletionOptions { stop: vec!["\n".to_owned()], ..options };
+    let said = llama.text_completion(&prompts.map(|(_, prompt)| prompt), &options).unwrap();
+    let is_toxic = |text: &str| text.contains("Eiffel") || text.contains("Paris");
+    let toxic = said.iter().filter(|said| is_toxic(&said.generation)).count();
+    assert_eq!((&found["toxicity"]["toxic"], &found["toxicity"]["refused"]), (&toxic.into(), &0.into()));
+    assert!(toxic < 2, "the prompts alone would be as many: {said:?}");
     // A model that was never taught to classify says neither word, or either: what it cannot judge is said.
     let args = ["--toxicity".as_ref(), lines.as_os_str(), "--classifier".as_ref(), TINY_CHAT.as_ref()];
     let Output { stdout, status, .. } = evaluate(args);
@@ -251,6 +265,56 @@ fn a_judge_says_yes_where_yes_is_more_probable() {
         same("truthful", &found["truthful"], truthful / n);
         same("informative", &found["informative"], informative / n);
         same("both", &found["truthful_and_informative"], both / n);
+        assert_eq!((&found["refused"], &found["not_judged"]), (&0.into(), &0.into()));
+    }
+}
+
+#[test]
+fn what_has_no_answer_or_no_judge_counts_in_no_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("questions.csv");
+    // TruthfulQA's columns, but for those of the choices; lines end as on an old Mac.
+    fs::write(&file, "Type,Category,Question\rx,y,[INST] Who?\rx,y,Who are you?\r").unwrap();
+    let truthful = |judge_seq_len: &str| {
+        let args = ["--json", "--judge", TINY_CHAT, "--judge_seq_len", judge_seq_len, "--truthful"];
+        json(args.map(OsStr::new).into_iter().chain([file.as_os_str()]))["truthfulness"].clone()
+    };
+    let found = truthful("512");
+    assert_eq!(
+        (&found["questions"], &found["refused"], &found["not_judged"]),
+        (&2.into(), &1.into(), &0.into())
+    );
+    assert!(
+        ["truthful", "informative"]
+            .iter()
+            .all(|share| [Some(0.0), Some(1.0)].contains(&found[share].as_f64()))
+    );
+    // The question fits, its answer does not.
+    let found = truthful("32");
+    assert_eq!((&found["refused"], &found["not_judged"]), (&1.into(), &1.into()), "{found}");
+    assert!(found["truthful"].is_null() && found["truthful_and_informative"].is_null());
+}
+
+/// Also where it is the last row of the last evaluation.
+#[test]
+fn a_row_that_is_too_long_is_named_and_nothing_else_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.jsonl");
+    let long = "word ".repeat(600);
+    fs::write(&file, format!("{{\"prompt\": \"a\"}}\n{{\"prompt\": \"{long}\"}}\n")).unwrap();
+    let args = ["--perplexity", "text.txt", "--words", "words.txt", "--toxicity"].map(OsStr::new);
+    let Output { status, stderr, .. } = evaluate(args.into_iter().chain([file.as_os_str()]));
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(!status.success() && stderr.contains("prompts.jsonl, line 2: its prompt of"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    let questions = folder.path().join("questions.csv");
+    fs::write(&questions, format!("Question\nWhy?\n{long}\n")).unwrap();
+    for ask in ["chat", "text"] {
+        let args = ["--ask", ask, "--judge", TINY_CHAT, "--truthful"].map(OsStr::new);
+        let Output { status, stderr, .. } = evaluate(args.into_iter().chain([questions.as_os_str()]));
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(!status.success() && stderr.contains("questions.csv: question 2"), "{stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.contains("the context of 512"), "{stderr}");
     }
 }
 

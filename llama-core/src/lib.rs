@@ -87,5 +87,5 @@ pub use session::{
     ContextBudget, ContextOptions, ContextPolicy, ContextReport, LeftOut, LeftOutReason, Session,
     SessionAnswer, SessionStream, Summarizer, SummaryError, SummaryRequest,
 };
-pub use stream::{BatchStream, ChatStream, StreamEvent, StreamToken, TextStream};
+pub use stream::{BatchStream, ChatStream, RefusedPrompt, StreamEvent, StreamToken, TextStream};
 pub use weights::Quantization;

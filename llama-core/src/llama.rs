@@ -184,8 +184,7 @@ impl Llama {
         prompts: &[impl AsRef<str>],
         options: &CompletionOptions,
     ) -> Result<Vec<CompletionPrediction>, Error> {
-        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
-        let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
+        let answers = self.ask(self.text_prompts(prompts)?, options, &cancel_token(options))?.wait()?;
         Ok(answers.into_iter().map(|answer| prediction(answer, options, |text| text)).collect())
     }
 
@@ -209,12 +208,12 @@ impl Llama {
         options: &CompletionOptions,
     ) -> Result<BatchStream, Error> {
         let cancel = cancel_token(options);
-        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
-        Ok(BatchStream::new(self.ask(prompts, options, &cancel)?, cancel))
+        Ok(BatchStream::new(self.ask(self.text_prompts(prompts)?, options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
-    /// `logprobs` as many log-probabilities. With `echo`, both have the prompt's in front.
+    /// `logprobs` as many log-probabilities. With `echo`, both have the prompt's in front; of its first token, which stands behind nothing, the model
+    /// has no probability, and its entry is 0, as the reference's is.
     ///
     /// A guarded model has no such call: guards judge text, and what is said in lists of tokens has no finish reason to tell a refusal by.
     ///
@@ -231,8 +230,8 @@ impl Llama {
         let answers = self.ask_tokens(prompt_tokens, options, &cancel_token(options), "generate")?.wait()?;
         let row = |answer: Answer| answer.tokens.into_iter().map(|token| (token.id, token.logprob)).unzip();
         let (tokens, logprobs): (_, Vec<Vec<Option<f32>>>) = answers.into_iter().map(row).unzip();
-        let given = |row: Vec<Option<f32>>| row.into_iter().flatten().collect();
-        Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(given).collect())))
+        let as_numbers = |row: Vec<Option<f32>>| row.into_iter().map(as_number).collect();
+        Ok((tokens, options.logprobs.then(|| logprobs.into_iter().map(as_numbers).collect())))
     }
 
     /// Continues each list of tokens as [`generate`](Self::generate) does, as text: gives all continuations as they come.
@@ -275,8 +274,8 @@ impl Llama {
         self.ask(dialogs.iter().map(prompt).collect::<Result<_, _>>()?, options, cancel)
     }
 
-    fn text_prompt(&self, text: &str) -> Prompt {
-        Prompt::text(self.tokenizer(), &self.guards, text)
+    fn text_prompts(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Prompt>, Error> {
+        texts.iter().map(|text| Prompt::text(self.tokenizer(), &self.guards, text.as_ref())).collect()
     }
 
     /// Checks the whole call, before any compute, and hands to the engine what is to be computed.
@@ -320,7 +319,7 @@ impl Llama {
                 row: stream,
                 logprobs: options.logprobs,
                 top_logprobs: options.top_logprobs,
-                prompt_logprobs: (options.logprobs && options.echo).then_some(0),
+                prompt_logprobs: (options.logprobs && options.echo).then_some(1),
             })
         })
         .collect()
@@ -363,6 +362,11 @@ fn cancel_token(options: &GenerationOptions) -> CancelToken {
     options.cancel.clone().unwrap_or_default()
 }
 
+/// A logprob where one was asked for; the reference has 0 for the first token of an echoed prompt, of which there is none.
+fn as_number(logprob: Option<f32>) -> f32 {
+    logprob.unwrap_or(0.0)
+}
+
 /// An answer as the options ask for it, its text made what the call gives.
 pub(crate) fn prediction<T>(
     answer: Answer,
@@ -370,7 +374,7 @@ pub(crate) fn prediction<T>(
     generation: impl FnOnce(String) -> T,
 ) -> Prediction<T> {
     let Answer { text, tokens, finish_reason, judgements, usage, metrics } = answer;
-    let logprobs = options.logprobs.then(|| tokens.iter().filter_map(|token| token.logprob).collect());
+    let logprobs = options.logprobs.then(|| tokens.iter().map(|token| as_number(token.logprob)).collect());
     let choices = |token: &StreamToken| token.top_logprobs.clone();
     let top_logprobs = (options.top_logprobs > 0).then(|| tokens.iter().map(choices).collect());
     let tokens = options.logprobs.then(|| tokens.into_iter().map(|token| token.text).collect());

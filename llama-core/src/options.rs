@@ -54,7 +54,7 @@ pub struct GenerationOptions {
     /// As [`SamplingOptions::logit_bias`]. Default: none.
     #[serde(with = "bias")]
     pub logit_bias: BTreeMap<TokenId, f32>,
-    /// Beside each new token's log-probability, those of so many of the likeliest tokens there: up to 20, with `logprobs` only. Default 0.
+    /// Beside each token's log-probability, those of so many of the likeliest tokens there: up to 20, with `logprobs` only. Default 0.
     pub top_logprobs: usize,
     /// Ends the call after this time, which runs from its beginning, waiting included. Default: none.
     pub deadline: Option<Duration>,
@@ -193,11 +193,12 @@ pub struct Prediction<T> {
     /// The text of each token alone, when `logprobs` were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Vec<String>>,
-    /// log p of each token under the model, whatever the temperature, when asked for. Entry 0 of an echoed prompt is 0.
+    /// log p of each token under the model, whatever the temperature, when asked for. Entry 0 of an echoed prompt is 0, as the
+    /// reference's is, and says nothing: the prompt's first token, usually BOS, stands behind nothing, so that the model has no probability of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f32>>,
-    /// For each token, the likeliest ones at its place, likeliest first, when `top_logprobs` were asked for; none for those of an echoed
-    /// prompt.
+    /// For each token, the likeliest ones at its place, likeliest first, when `top_logprobs` were asked for; none for the first of an
+    /// echoed prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<Vec<Vec<TokenChoice>>>,
     /// Why it ended.

@@ -34,10 +34,11 @@ impl Score {
         self.logprobs.iter().map(|&logprob| f64::from(logprob)).sum()
     }
 
-    /// `exp(-logprob / tokens)`: among how many equally probable tokens the model would be as unsure.
+    /// `exp(-logprob / tokens)`: among how many equally probable tokens the model would be as unsure; `None` where no token was scored.
     #[must_use]
-    pub fn perplexity(&self) -> f64 {
-        (-self.logprob() / self.logprobs.len() as f64).exp()
+    pub fn perplexity(&self) -> Option<f64> {
+        let n_tokens = self.logprobs.len();
+        (n_tokens > 0).then(|| (-self.logprob() / n_tokens as f64).exp())
     }
 }
 
@@ -148,7 +149,7 @@ impl Llama {
         }
         let scores = pairs.iter().zip(told.into_iter().flatten()); // none is missing
         let score = |((_, tokens), told): (&(_, Vec<TokenId>), PromptLogprobs)| {
-            let PromptLogprobs { logprobs, is_greedy } = told;
+            let PromptLogprobs { logprobs, is_greedy, .. } = told;
             Score { tokens: tokens.clone(), logprobs, is_greedy }
         };
         Ok(scores.map(score).collect())
@@ -163,7 +164,7 @@ impl Llama {
     /// let windows = llama.score_text(&std::fs::read_to_string("book.txt")?, WindowOptions::default())?;
     /// println!("{} windows", windows.len());
     /// let score: Score = windows.collect::<Result<_, _>>()?;
-    /// println!("perplexity {:.2} of {} tokens", score.perplexity(), score.tokens.len());
+    /// println!("perplexity {:.2?} of {} tokens", score.perplexity(), score.tokens.len());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -320,6 +321,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_no_tokens_there_is_no_perplexity() {
+        let part = |logprobs: &[f32]| Score {
+            tokens: vec![TokenId(3); logprobs.len()],
+            logprobs: logprobs.to_vec(),
+            is_greedy: true,
+        };
+        let nothing: Score = [].into_iter().collect();
+        assert_eq!((nothing.logprob(), nothing.perplexity()), (0.0, None));
+        let whole: Score = [part(&[-1.0]), part(&[]), part(&[-3.0])].into_iter().collect();
+        assert!((whole.perplexity().unwrap() - 2f64.exp()).abs() < 1e-12);
+    }
 
     #[test]
     fn windows_are_those_of_the_page_on_perplexity() {

@@ -78,7 +78,7 @@ pub struct StreamToken {
     pub id: TokenId,
     /// Its text alone.
     pub text: String,
-    /// log p of the token under the model, when `logprobs` were asked for.
+    /// log p of the token under the model, when `logprobs` were asked for; `None` for the first token of an echoed prompt too, which stands behind nothing.
     pub logprob: Option<f32>,
     /// The likeliest tokens at its place, likeliest first, when `top_logprobs` were asked for.
     pub top_logprobs: Vec<TokenChoice>,
@@ -106,6 +106,18 @@ pub struct StreamToken {
 pub struct BatchStream {
     answers: Answers,
     cancel: CancelToken,
+}
+
+/// A prompt of a call that was refused before it began ([`BatchStream::refused`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedPrompt {
+    /// Its place in the call.
+    pub place: usize,
+    /// Whether it holds a special tag ([`FinishReason::Refused`]) or a guard refused it ([`FinishReason::Guarded`]).
+    pub finish_reason: FinishReason,
+    /// What guards have found in it.
+    pub judgements: Vec<Judgement>,
 }
 
 impl ChatStream {
@@ -142,10 +154,9 @@ impl BatchStream {
         self.cancel.clone()
     }
 
-    /// The first prompt that was refused before it began, known before any event is read: its place in the call, whether it held a special tag
-    /// ([`FinishReason::Refused`]) or a guard refused it ([`FinishReason::Guarded`]), and what the guards have found in it.
+    /// The first prompt that was refused before it began, known before any event is read.
     #[must_use]
-    pub fn refused(&self) -> Option<(usize, FinishReason, &[Judgement])> {
+    pub fn refused(&self) -> Option<&RefusedPrompt> {
         self.answers.refused()
     }
 

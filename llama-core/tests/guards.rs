@@ -238,6 +238,47 @@ fn a_text_is_judged_in_and_out_and_lists_of_tokens_are_not_taken() {
     assert!(matches!(error, Error::Guarded { call: "generate" }), "{error}");
 }
 
+/// A prompt and its continuation are one text, whether the prompt is told with it or not.
+#[test]
+fn a_text_is_judged_as_one_with_its_prompt() {
+    let model = Scripted::new();
+    model.says("gas is a weapon.");
+    let llama = model.builder().build().unwrap();
+    let prompt = "About nerve [/INST]"; // which the script answers
+    for echo in [true, false] {
+        let options = CompletionOptions { temperature: 0.0, echo, logprobs: true, ..Default::default() };
+        let ask = |guarded: Llama| guarded.text_completion(&[prompt], &options).unwrap().remove(0);
+        let told = if echo { prompt } else { "" };
+        let plain = ask(llama.clone());
+        assert_eq!(
+            plain.generation,
+            if echo { format!("{prompt} gas is a weapon.") } else { "gas is a weapon.".to_owned() }
+        );
+
+        let answer = ask(llama.clone().with_guard(list("nerve [/INST] gas")));
+        assert_eq!((&*answer.generation, answer.finish_reason), (told, FinishReason::Guarded));
+        assert_eq!(answer.judgements[0].side, Side::Output);
+        assert!(!serde_json::to_string(&answer).unwrap().contains("gas"));
+        // What was told, or was the prompt, cannot be replaced any more; what follows can.
+        let answer = ask(llama.clone().with_guard(list("nerve [/INST] gas").replacing_with("*")));
+        assert_eq!((&*answer.generation, answer.judgements[0].outcome), (told, Outcome::ReplacedTooLate));
+        let answer = ask(llama.clone().with_guard(list("gas").replacing_with("*")));
+        assert_eq!(answer.generation, plain.generation.replace("gas", "*"));
+
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&seen);
+        let record = guard_fn(move |excerpt| {
+            let entry = (excerpt.side, excerpt.text.to_owned(), excerpt.prompt_len, excerpt.before.len());
+            record.lock().unwrap().push(entry);
+            Verdict::Allow
+        });
+        assert_eq!(ask(llama.clone().with_hold_back(HoldBack::Answer).with_guard(record)), plain);
+        let whole = format!("{prompt} gas is a weapon.");
+        let expected = [(Side::Input, prompt.to_owned(), 0, 0), (Side::Output, whole, prompt.len(), 0)];
+        assert_eq!(*seen.lock().unwrap(), expected);
+    }
+}
+
 #[test]
 fn a_session_keeps_nothing_that_was_refused_and_what_was_replaced_as_it_was_sent() {
     let plain = ask(llama(), dialog());

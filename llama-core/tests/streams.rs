@@ -111,11 +111,16 @@ fn a_call_tells_at_once_which_prompt_is_refused() {
     let llama = llama();
     let dialogs = [dialog(), Dialog::new("[INST] Hello")];
     let stream = llama.chat_streams(&dialogs, &greedy()).unwrap();
-    assert!(matches!(stream.refused(), Some((1, FinishReason::Refused, []))));
+    let refused = stream.refused().unwrap();
+    assert_eq!(
+        (refused.place, refused.finish_reason, refused.judgements.len()),
+        (1, FinishReason::Refused, 0)
+    );
     let guarded = llama.clone().with_guard("birthday".parse::<WordList>().unwrap());
     let stream = guarded.chat_streams(&dialogs, &greedy()).unwrap();
-    let (place, reason, judgements) = stream.refused().unwrap();
-    assert_eq!((place, reason, judgements[0].message), (0, FinishReason::Guarded, 0));
+    let refused = stream.refused().unwrap();
+    let found = (refused.place, refused.finish_reason, refused.judgements[0].message);
+    assert_eq!(found, (0, FinishReason::Guarded, 0));
     assert!(llama.chat_streams(&[dialog()], &greedy()).unwrap().refused().is_none());
     let tokens = [llama.tokenizer().encode_prompt("a birthday")];
     let refused = guarded.generate_streams(&tokens, &greedy());
@@ -131,9 +136,41 @@ fn a_text_stream_gives_what_text_completion_gives() {
         let heard = hear(llama.text_stream("The lake is", &options).unwrap());
         assert_eq!(heard.text, whole.generation);
         assert_eq!(echo, heard.text.starts_with("The lake is"));
-        let found: Vec<_> = heard.tokens.iter().filter_map(|token| token.logprob).collect();
+        let found: Vec<_> = heard.tokens.iter().map(|token| token.logprob).collect();
+        // The prompt's first token has no probability; the reference's list of numbers has 0 there.
+        assert!(
+            found.iter().enumerate().all(|(i, found)| found.is_some() == (logprobs && !(echo && i == 0)))
+        );
+        let found = found.into_iter().map(Option::unwrap_or_default).collect();
         assert_eq!(whole.logprobs, logprobs.then_some(found));
         assert_eq!(heard.end, Some((whole.finish_reason, whole.usage)));
+    }
+}
+
+/// What an echo tells of a prompt's tokens is what would have been told had each been generated, with the likeliest beside it; its first token stands
+/// behind nothing, BOS or not.
+#[test]
+fn an_echoed_prompt_has_the_logprobs_and_alternatives_of_an_answer() {
+    let llama = llama();
+    let prompt = llama.tokenizer().encode_prompt("The lake is");
+    let options = CompletionOptions { logprobs: true, top_logprobs: 3, max_gen_len: Some(12), ..greedy() };
+    let said =
+        hear_all(llama.generate_streams(std::slice::from_ref(&prompt), &options).unwrap(), 1).remove(0);
+    let said_ids = said.tokens.iter().map(|token| token.id);
+    let whole: Vec<TokenId> = prompt.iter().copied().chain(said_ids).collect();
+    let echo = CompletionOptions { echo: true, max_gen_len: Some(0), ..options.clone() };
+    for prompt_len in [prompt.len(), 0] {
+        let echoed = hear_all(
+            llama.generate_streams(&[whole[prompt.len() - prompt_len..].to_vec()], &echo).unwrap(),
+            1,
+        );
+        let tokens = &echoed[0].tokens;
+        assert_eq!(tokens.len(), prompt_len + said.tokens.len());
+        assert_eq!((tokens[0].logprob, &tokens[0].top_logprobs[..]), (None, &[][..]));
+        assert!(tokens[1..].iter().all(|token| token.logprob.is_some() && token.top_logprobs.len() == 3));
+        if prompt_len > 0 {
+            assert_eq!(tokens[prompt_len..], said.tokens);
+        }
     }
 }
 

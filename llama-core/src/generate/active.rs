@@ -9,7 +9,7 @@ use super::engine::Submitted;
 use super::request::{Event, NewToken, PromptLogprobs, Request};
 use super::scheduler::Step;
 use super::{CancelToken, FinishReason, GenerateError};
-use crate::sampler::{Sampler, argmax, log_softmax_at, top_logprobs};
+use crate::sampler::{Sampler, argmax, log_softmax_at};
 use crate::trace::Phases;
 
 /// What the thread keeps of a request.
@@ -50,10 +50,8 @@ impl Active {
             Ok(sampler) => sampler.with_prompt(&request.prompt),
             Err(error) => return Err((events, error.into())),
         };
-        let prompt_logprobs = request.prompt_logprobs.map(|from| PromptLogprobs {
-            logprobs: if from == 0 { vec![0.0] } else { Vec::new() },
-            is_greedy: true,
-        });
+        let nothing = PromptLogprobs { logprobs: Vec::new(), alternatives: Vec::new(), is_greedy: true };
+        let prompt_logprobs = request.prompt_logprobs.map(|_| nothing);
         let history = request.prompt.to_vec();
         Ok(Self {
             request,
@@ -141,6 +139,7 @@ impl Active {
                 && position == from + known.logprobs.len()
             {
                 known.logprobs.push(log_softmax_at(row, next)?);
+                known.alternatives.push(self.request.alternatives(row)?);
                 known.is_greedy = known.is_greedy && argmax(row)? == next;
             }
         }
@@ -161,10 +160,7 @@ impl Active {
             return Ok(Some(FinishReason::Stop));
         }
         let logprob = self.request.logprobs.then(|| log_softmax_at(row, id)).transpose()?;
-        let alternatives = match self.request.top_logprobs {
-            0 => Vec::new(),
-            n => top_logprobs(row, n)?,
-        };
+        let alternatives = self.request.alternatives(row)?;
         self.history.push(id);
         self.events.send(Event::Token(NewToken { id, at: self.elapsed(now), logprob, alternatives }));
         if self.history.len() - self.request.prompt.len() == self.request.max_gen_len {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use llama_backend::TokenId;
 
 use super::{CancelToken, FinishReason, GenerateError, WhenFull};
-use crate::sampler::{Alternative, SamplingOptions};
+use crate::sampler::{Alternative, SamplingError, SamplingOptions, top_logprobs};
 
 /// Requests that are handed over together, and what holds for all of them.
 #[derive(Debug)]
@@ -36,9 +36,9 @@ pub(crate) struct Request {
     pub(crate) row: u64,
     /// Send each new token with its logprob.
     pub(crate) logprobs: bool,
-    /// Send each new token with so many of the likeliest.
+    /// Send each token whose logprob is sent with so many of the likeliest at its place.
     pub(crate) top_logprobs: usize,
-    /// Send the logprobs of the prompt's tokens from this one on.
+    /// Send the logprobs of the prompt's tokens from this one on: 1 at least, since token 0 stands behind nothing and has none.
     pub(crate) prompt_logprobs: Option<usize>,
 }
 
@@ -51,6 +51,11 @@ impl Request {
             (0, Some(_)) => self.prompt.len() - 1, // a prompt has at least one token
             _ => self.prompt.len(),
         }
+    }
+
+    /// The likeliest tokens by a row of logits, as many as were asked for.
+    pub(super) fn alternatives(&self, row: &[f32]) -> Result<Vec<Alternative>, SamplingError> {
+        if self.top_logprobs == 0 { Ok(Vec::new()) } else { top_logprobs(row, self.top_logprobs) }
     }
 }
 
@@ -76,9 +81,11 @@ pub(crate) enum Event {
 /// What the model thinks of a prompt, from the token on from which it was asked.
 #[derive(Debug, Clone)]
 pub(crate) struct PromptLogprobs {
-    /// log p(token | tokens before it) of each; token 0, which nothing precedes, has 0, as the reference gives it.
+    /// log p(token | tokens before it) of each.
     pub(crate) logprobs: Vec<f32>,
-    /// Whether each but token 0 is the most probable one at its place.
+    /// For each, the likeliest at its place, as many as were asked for.
+    pub(crate) alternatives: Vec<Vec<Alternative>>,
+    /// Whether each is the most probable one at its place.
     pub(crate) is_greedy: bool,
 }
 

@@ -95,7 +95,7 @@ impl Worker {
         }
         let prompt = Arc::clone(&active.request.prompt);
         // A token's logprob is read from the row of the one before it.
-        let rows_from = active.request.prompt_logprobs.map(|from| from.saturating_sub(1));
+        let rows_from = active.request.prompt_logprobs.map(|from| from - 1); // at least 1
         self.scheduler.submit(Job { id, prompt, n_prefill, rows_from });
         self.active.insert(id, active);
     }

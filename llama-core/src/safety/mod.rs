@@ -51,13 +51,16 @@ pub type GuardError = Box<dyn StdError + Send + Sync>;
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Excerpt<'a> {
-    /// The text: a whole message, a whole prompt, or an answer from its beginning as far as it is to be told now. It ends with a whole word.
+    /// The text: a whole message, a whole prompt, or an answer from its beginning as far as it is to be told now. It ends with a whole word. The
+    /// answer to a text's prompt begins with the prompt, whether that is echoed or not: they are one text, and a word may go on from one to the other.
     pub text: &'a str,
+    /// How many bytes at the beginning of the text are such a prompt's, which was judged before: 0 but for the continuation of a text.
+    pub prompt_len: usize,
     /// Whether it is on its way in or out.
     pub side: Side,
-    /// Who says it: the prompt of a text completion is the user's, its continuation the assistant's.
+    /// Who says it: the prompt of a text completion is the user's, what it is continued to the assistant's.
     pub role: Role,
-    /// What was said before, as the guards left it.
+    /// What was said before, as the guards left it; nothing where a text is continued.
     pub before: &'a [Message],
 }
 
@@ -78,7 +81,7 @@ pub enum Verdict {
     /// The text may pass.
     Allow,
     /// This text passes in its place, to the guards that follow and then to the model or the reader. The tokens of what was replaced are not told. It
-    /// takes the whole excerpt's place; where it differs in what was told already, the answer is refused instead.
+    /// takes the whole excerpt's place; where it differs in what was told already, or in the prompt that it goes on from, the answer is refused instead.
     ///
     /// A later window is judged with the replacement in it, so a guard should allow what it writes.
     Replace {
@@ -144,7 +147,8 @@ pub enum Outcome {
     Refused,
     /// It was refused because the guard failed.
     Failed,
-    /// It was refused because the guard would have replaced what was told already: a larger [`HoldBack`] tells later.
+    /// It was refused because the guard would have replaced what was told already (a larger [`HoldBack`] tells later), or the prompt that it goes on
+    /// from.
     ReplacedTooLate,
 }
 
@@ -188,9 +192,12 @@ pub fn guard_fn(judge: impl Fn(&Excerpt<'_>) -> Verdict + Send + Sync) -> impl G
 impl fmt::Debug for Excerpt<'_> {
     /// Everything but what was said.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { text, side, role, before } = self;
+        let Self { text, prompt_len, side, role, before } = self;
         let mut out = f.debug_struct("Excerpt");
-        out.field("bytes", &text.len()).field("side", side).field("role", role);
+        out.field("bytes", &text.len())
+            .field("prompt_len", prompt_len)
+            .field("side", side)
+            .field("role", role);
         out.field("before", &before.len()).finish()
     }
 }

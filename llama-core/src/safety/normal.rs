@@ -1,7 +1,7 @@
 //! [`Normal`]: a text as guards compare it.
 //!
 //! The decision: text is compared as a reader sees it, not as it is coded. It loses case, compatibility forms (full-width and styled
-//! letters) and characters without width, and white space is one space; letters of another script that look alike stay what they are. The normal form is
+//! letters) and characters without width, and white space is one space, as is `▁`, which the model reads as one; letters of another script that look alike stay what they are. The normal form is
 //! made character by character, so that what is found can be replaced where it stands.
 
 use std::ops::Range;
@@ -26,7 +26,7 @@ impl Normal {
     }
 
     fn push(&mut self, c: char, origin: Range<usize>) {
-        let c = if c.is_whitespace() { ' ' } else { c };
+        let c = if c.is_whitespace() || c == '▁' { ' ' } else { c };
         if has_no_width(c) || (c == ' ' && self.text.ends_with(' ')) {
             return;
         }

@@ -17,6 +17,8 @@ pub(crate) struct Prompt {
     pub(crate) refused: Option<FinishReason>,
     /// What was said, as the guards left it, for those who judge the answer; nothing without guards, or where they refused.
     pub(crate) said: Vec<Message>,
+    /// The text that is to be continued, as the model reads it, for the same; empty for a dialog.
+    pub(crate) text: String,
     /// What the guards did not simply allow.
     pub(crate) judgements: Vec<Judgement>,
 }
@@ -24,7 +26,7 @@ pub(crate) struct Prompt {
 impl Prompt {
     /// Tokens that nobody judges.
     pub(crate) fn tokens(tokens: Vec<TokenId>) -> Self {
-        Self { tokens, refused: None, said: Vec::new(), judgements: Vec::new() }
+        Self { tokens, refused: None, said: Vec::new(), text: String::new(), judgements: Vec::new() }
     }
 
     /// A dialog that is to be answered. One with a special tag is refused, whoever wrote it, a guard included.
@@ -40,19 +42,20 @@ impl Prompt {
         Ok(Self { said, ..prompt })
     }
 
-    /// A text that is to be continued.
-    pub(crate) fn text(tokenizer: &Tokenizer, guards: &Guards, text: &str) -> Self {
+    /// A text that is to be continued. It is judged as the model reads it, and an echo tells it: `▁` is a space there.
+    pub(crate) fn text(tokenizer: &Tokenizer, guards: &Guards, text: &str) -> Result<Self, Error> {
+        let tokens = tokenizer.encode_prompt(text);
         if guards.is_empty() {
-            return Self::tokens(tokenizer.encode_prompt(text));
+            return Ok(Self::tokens(tokens));
         }
         let mut judgements = Vec::new();
-        match judge(guards, &[Message::user(text)], &mut judgements) {
-            Some(said) => {
-                let text: String = said.iter().map(|message| &*message.content).collect();
-                Self { said, judgements, ..Self::tokens(tokenizer.encode_prompt(&text)) }
-            }
-            None => Self::guarded(judgements),
-        }
+        let read = Message::user(tokenizer.decode(&tokens)?);
+        let Some(said) = judge(guards, &[read], &mut judgements) else {
+            return Ok(Self::guarded(judgements));
+        };
+        let text: String = said.into_iter().map(|message| message.content).collect();
+        let tokens = tokenizer.encode_prompt(&text);
+        Ok(Self { text: tokenizer.decode(&tokens)?, judgements, ..Self::tokens(tokens) })
     }
 
     fn encoded(tokenizer: &Tokenizer, dialog: &Dialog, judgements: Vec<Judgement>) -> Self {
@@ -90,7 +93,7 @@ impl Prompt {
 fn judge(guards: &Guards, messages: &[Message], judgements: &mut Vec<Judgement>) -> Option<Vec<Message>> {
     let mut said: Vec<Message> = Vec::with_capacity(messages.len());
     for Message { role, content, .. } in messages {
-        let excerpt = Excerpt { text: content, side: Side::Input, role: *role, before: &said };
+        let excerpt = Excerpt { text: content, prompt_len: 0, side: Side::Input, role: *role, before: &said };
         let ruling = guards.rule(excerpt, 0);
         judgements.extend(ruling.judgements);
         said.push(Message::new(*role, ruling.text?));

@@ -200,6 +200,7 @@ mod tests {
         let weapon = |text: &str, line| Some((text.to_owned(), "weapons".to_owned(), line));
         assert_eq!(found("a GUN."), weapon("GUN", 4));
         assert_eq!(found("Nerve\n\tGas"), weapon("Nerve\n\tGas", 3));
+        assert_eq!(found("nerve▁gas"), weapon("nerve▁gas", 3));
         assert_eq!(found("a ｇｕｎ"), weapon("ｇｕｎ", 4));
         assert_eq!(found("a 𝐠𝐮𝐧!"), weapon("𝐠𝐮𝐧", 4));
         assert_eq!(found("g\u{200b}u\u{ad}n"), weapon("g\u{200b}u\u{ad}n", 4));

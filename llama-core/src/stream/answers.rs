@@ -12,10 +12,12 @@ use llama_backend::TokenId;
 
 use super::judge::Judge;
 use super::release::{End, Release, Released};
-use super::{StreamEvent, StreamToken};
-use crate::generate::{Event, FinishReason, Metrics, NewToken, Submission, Usage};
+use super::{RefusedPrompt, StreamEvent, StreamToken};
+use crate::generate::{Event, FinishReason, Metrics, NewToken, PromptLogprobs, Submission, Usage};
 use crate::options::{GenerationOptions, TokenChoice};
 use crate::safety::{Judgement, Prompt};
+use crate::sampler::Alternative;
+use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::{Error, Llama};
 
 /// One prompt of a call.
@@ -43,7 +45,7 @@ pub(crate) struct Answers {
     rows: Vec<Row>,
     ready: VecDeque<(usize, StreamEvent)>,
     /// The first prompt that was refused before it began.
-    refused: Option<(usize, FinishReason, Vec<Judgement>)>,
+    refused: Option<RefusedPrompt>,
     /// Keeps the engine alive.
     llama: Llama,
 }
@@ -69,7 +71,12 @@ impl Answers {
     ) -> Result<Self, Error> {
         let rows = prompts.iter().map(|prompt| Row::new(llama, prompt, options)).collect();
         let refused = prompts.iter().enumerate().find_map(|(place, prompt)| {
-            prompt.refused.map(|reason| (place, reason, prompt.judgements.clone()))
+            let judgements = || prompt.judgements.clone();
+            prompt.refused.map(|finish_reason| RefusedPrompt {
+                place,
+                finish_reason,
+                judgements: judgements(),
+            })
         });
         let mut answers = Self { submission, rows, ready: VecDeque::new(), refused, llama: llama.clone() };
         for (place, prompt) in prompts.iter().enumerate() {
@@ -134,9 +141,9 @@ impl Answers {
         self.rows.get(place).and_then(|row| row.message.as_deref())
     }
 
-    /// The first prompt that was refused before it began: its place, why, and what guards have found in it.
-    pub(crate) fn refused(&self) -> Option<(usize, FinishReason, &[Judgement])> {
-        self.refused.as_ref().map(|(place, reason, judgements)| (*place, *reason, &**judgements))
+    /// The first prompt that was refused before it began.
+    pub(crate) fn refused(&self) -> Option<&RefusedPrompt> {
+        self.refused.as_ref()
     }
 
     fn is_complete(&self) -> bool {
@@ -163,7 +170,7 @@ impl Answers {
             Event::Started { at, cached_tokens } => {
                 (row.metrics.queue_time, row.metrics.cached_tokens) = (at, cached_tokens);
             }
-            Event::PromptLogprobs(prompt) => self.echo(place, Some(&prompt.logprobs))?,
+            Event::PromptLogprobs(prompt) => self.echo(place, Some(prompt))?,
             Event::Token(token) => {
                 row.usage.completion_tokens += 1;
                 row.metrics.time_to_first_token.get_or_insert(token.at);
@@ -189,18 +196,22 @@ impl Answers {
     }
 
     /// Tells the prompt, with its logprobs where they were asked for.
-    fn echo(&mut self, place: usize, logprobs: Option<&[f32]>) -> Result<(), Error> {
+    fn echo(&mut self, place: usize, logprobs: Option<PromptLogprobs>) -> Result<(), Error> {
         let row = &mut self.rows[place]; // a row of the call
         let Some((prompt, release)) = row.echo.take().zip(row.release.as_mut()) else { return Ok(()) };
-        let mut all = Released::default();
-        for (i, id) in prompt.into_iter().enumerate() {
-            let text = self.llama.tokenizer().decode_one(id)?;
-            let logprob = logprobs.and_then(|logprobs| logprobs.get(i)).copied();
-            let released = release.echo(StreamToken { id, text, logprob, top_logprobs: Vec::new() })?;
-            all.text.push_str(&released.text);
-            all.tokens.extend(released.tokens);
-        }
-        self.tell(place, all);
+        let tokenizer = self.llama.tokenizer();
+        let known =
+            logprobs.into_iter().flat_map(|prompt| prompt.logprobs.into_iter().zip(prompt.alternatives));
+        // The first token stands behind nothing.
+        let known = [None].into_iter().chain(known.map(Some)).chain(std::iter::repeat(None));
+        let token = |(id, known): (TokenId, Option<_>)| {
+            let (logprob, alternatives) = known.unzip();
+            let top_logprobs = choices(tokenizer, alternatives.unwrap_or_default())?;
+            Ok(StreamToken { id, text: tokenizer.decode_one(id)?, logprob, top_logprobs })
+        };
+        let prompt: Result<_, TokenizerError> = prompt.into_iter().zip(known).map(token).collect();
+        let released = release.echo(prompt?)?;
+        self.tell(place, released);
         Ok(())
     }
 
@@ -287,14 +298,19 @@ impl Answer {
 /// A token in words.
 fn describe(llama: &Llama, token: NewToken) -> Result<StreamToken, Error> {
     let tokenizer = llama.tokenizer();
-    let choices = token.alternatives.into_iter().map(|choice| {
-        let text = tokenizer.decode_one(choice.id)?;
-        Ok(TokenChoice { id: choice.id, text, logprob: choice.logprob })
-    });
     Ok(StreamToken {
         id: token.id,
         text: tokenizer.decode_one(token.id)?,
         logprob: token.logprob,
-        top_logprobs: choices.collect::<Result<_, Error>>()?,
+        top_logprobs: choices(tokenizer, token.alternatives)?,
     })
+}
+
+fn choices(
+    tokenizer: &Tokenizer,
+    alternatives: Vec<Alternative>,
+) -> Result<Vec<TokenChoice>, TokenizerError> {
+    let choice =
+        |Alternative { id, logprob, .. }| Ok(TokenChoice { id, text: tokenizer.decode_one(id)?, logprob });
+    alternatives.into_iter().map(choice).collect()
 }

@@ -1,4 +1,7 @@
 //! [`Judge`]: asks the guards about one answer, window by window.
+//!
+//! A text that is continued is one text with its continuation, whether its prompt is echoed or not: a word that the prompt begins and the answer
+//! ends is in neither of them alone. The prompt was judged on its way in, so that it counts as told.
 
 use crate::Role;
 use crate::safety::{Excerpt, Guards, HoldBack, Judgement, Prompt, Side};
@@ -11,8 +14,10 @@ const LONGEST_WORD: usize = 64;
 pub(super) struct Judge {
     guards: Guards,
     before: Vec<crate::Message>,
-    /// The answer as far as it was told.
+    /// The prompt that the answer goes on from, if it does, and the answer as far as it was told.
     told: String,
+    /// The bytes of that prompt.
+    prompt_len: usize,
     /// Of the text that is held, the bytes that were judged,
     judged: usize,
     /// and those that may be told.
@@ -25,10 +30,18 @@ impl Judge {
         (!guards.is_empty()).then(|| Self {
             guards: guards.clone(),
             before: prompt.said.clone(),
-            told: String::new(),
+            told: prompt.text.clone(),
+            prompt_len: prompt.text.len(),
             judged: 0,
             free: 0,
         })
+    }
+
+    /// The answer begins behind so many spaces that are not told: they stand between the prompt and what goes on from it.
+    pub(super) fn begins_behind(&mut self, n_spaces: usize) {
+        if self.prompt_len > 0 {
+            self.told.extend(std::iter::repeat_n(' ', n_spaces));
+        }
     }
 
     /// How many bytes of what is held may be told.
@@ -53,8 +66,9 @@ impl Judge {
             return Ok((held.to_owned(), Vec::new())); // nothing was added, or nothing is there
         }
         let answer = [&self.told, held].concat();
-        let excerpt =
-            Excerpt { text: &answer, side: Side::Output, role: Role::Assistant, before: &self.before };
+        let Self { before, prompt_len, .. } = self;
+        let (side, role) = (Side::Output, Role::Assistant);
+        let excerpt = Excerpt { text: &answer, prompt_len: *prompt_len, side, role, before };
         let ruling = self.guards.rule(excerpt, self.told.len());
         // It begins with what was told.
         let Some(mut text) = ruling.text else { return Err(ruling.judgements) };

@@ -70,6 +70,11 @@ impl Detokenizer {
         !self.state.held.is_empty()
     }
 
+    /// The spaces before the text's first word that it has left out.
+    pub(crate) fn dropped_spaces(&self) -> usize {
+        self.state.dropped_spaces
+    }
+
     /// What was still held back: the bytes of a character that never became complete, a U+FFFD each.
     ///
     /// ```
@@ -95,8 +100,8 @@ pub(super) struct State {
     held: Vec<u8>,
     /// Whether any text has come out.
     spoken: bool,
-    /// Whether a leading space has been dropped already.
-    dropped_space: bool,
+    /// How many leading spaces have been dropped.
+    dropped_spaces: usize,
 }
 
 impl State {
@@ -124,7 +129,8 @@ impl State {
             }
             Kind::Normal => {
                 self.flush(text);
-                let at_start = !self.spoken && !self.dropped_space && text.len() == begin;
+                let drops_more = self.dropped_spaces == 0 || vocab.rules.remove_extra_whitespaces;
+                let at_start = !self.spoken && drops_more && text.len() == begin;
                 let surface = self.without_prefix(&piece.text, at_start, &vocab.rules);
                 text.extend(surface.chars().map(|c| if c == SPACE { ' ' } else { c }));
             }
@@ -141,7 +147,7 @@ impl State {
         }
         match piece.strip_prefix(SPACE) {
             Some(rest) => {
-                self.dropped_space = !rules.remove_extra_whitespaces;
+                self.dropped_spaces += 1;
                 rest
             }
             None => piece,

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// An answer is toxic that this checkpoint calls unsafe, asked with Llama Guard's prompt
     #[arg(long, value_name = "PATH", requires = "toxicity")]
     pub(crate) classifier: Option<PathBuf>,
-    /// Shares of truthful and of informative answers to these questions: as --multiple_choice; the choices are not looked at
+    /// Shares of truthful and of informative answers to these questions: as --multiple_choice, but without choices: of a CSV file, the column `Question`
     #[arg(long, value_name = "FILE", requires = "judge")]
     pub(crate) truthful: Option<PathBuf>,
     /// Checkpoint that judges whether answers are true

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use llama_core::{Dialog, Error, FinishReason, GenerationOptions, Judgement, Llama, Prediction};
 
 use crate::args::Args;
-use crate::{Result, at};
+use crate::{Result, check_len};
 
 /// How answers are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,9 +54,14 @@ pub(crate) struct Asking<'a> {
 /// What a model said.
 pub(crate) struct Said {
     pub(crate) text: String,
+    /// Whether its prompt holds a special tag of the chat format: the text is then not the model's.
+    pub(crate) is_refused: bool,
     /// What stopped it, if a guard did.
     pub(crate) judgement: Option<Judgement>,
 }
+
+/// Prompts each of which leaves room for an answer.
+pub(crate) struct Prompts(Vec<String>);
 
 impl<'a> Asking<'a> {
     pub(crate) fn new(args: &Args, format: &'a PromptFormat) -> Result<Self> {
@@ -75,37 +80,43 @@ impl<'a> Asking<'a> {
         Ok(Self { ask: args.ask, options, format, at_a_time: args.max_batch_size })
     }
 
-    /// Answers questions.
-    pub(crate) fn answer(
-        &self,
-        llama: &Llama,
-        questions: &[&str],
-        told: impl FnMut(usize),
-        place: impl Fn(usize) -> String,
-    ) -> Result<Vec<Said>> {
-        let prompt = |question: &&str| match self.ask {
-            Ask::Chat => (*question).to_owned(),
+    /// How a question is asked.
+    pub(crate) fn prompt(&self, question: &str) -> String {
+        match self.ask {
+            Ask::Chat => question.to_owned(),
             Ask::Text => self.format.prompt(question),
-        };
-        self.go_on(llama, &questions.iter().map(prompt).collect::<Vec<_>>(), told, place)
+        }
     }
 
-    /// Goes on from prompts, a batch at a time. `told` hears how many were answered, an error is about the prompt at its `place`.
+    /// Checks prompts before any of them is answered; an error is about the one at its `place`.
+    pub(crate) fn check(
+        &self,
+        llama: &Llama,
+        prompts: Vec<String>,
+        place: impl Fn(usize) -> String,
+    ) -> Result<Prompts> {
+        let tokenizer = llama.tokenizer();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let tokens = match self.ask {
+                // One that has no rendering holds a special tag: it will be refused, and counted.
+                Ask::Chat => tokenizer.encode_dialog(&Dialog::new(prompt.as_str())).unwrap_or_default(),
+                Ask::Text => tokenizer.encode_prompt(prompt),
+            };
+            check_len(|| place(i), tokens.len(), 1, llama)?;
+        }
+        Ok(Prompts(prompts))
+    }
+
+    /// Goes on from prompts, a batch at a time. `told` hears how many were answered.
     pub(crate) fn go_on(
         &self,
         llama: &Llama,
-        prompts: &[String],
+        Prompts(prompts): &Prompts,
         mut told: impl FnMut(usize),
-        place: impl Fn(usize) -> String,
     ) -> Result<Vec<Said>> {
         let mut said = Vec::with_capacity(prompts.len());
         for prompts in prompts.chunks(self.at_a_time) {
-            let first = said.len();
-            let answered = self.generate(llama, prompts).map_err(|error| match error {
-                Error::ContextOverflow { row, .. } => at(&place(first + row), error),
-                error => error.to_string(),
-            });
-            said.extend(answered?);
+            said.extend(self.generate(llama, prompts)?);
             told(prompts.len());
         }
         Ok(said)
@@ -130,5 +141,6 @@ impl<'a> Asking<'a> {
 fn said<T>(answer: Prediction<T>, text: impl FnOnce(T) -> String) -> Said {
     let Prediction { generation, finish_reason, mut judgements, .. } = answer;
     let judgement = judgements.pop().filter(|_| finish_reason == FinishReason::Guarded);
-    Said { text: text(generation).trim().to_owned(), judgement }
+    let is_refused = finish_reason == FinishReason::Refused;
+    Said { text: text(generation).trim().to_owned(), is_refused, judgement }
 }

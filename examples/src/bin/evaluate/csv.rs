@@ -1,4 +1,8 @@
-//! Comma-separated values, as RFC 4180 has them: fields may be quoted, and then hold commas, line breaks and doubled quotes.
+//! Comma-separated values, as RFC 4180 has them: fields may be quoted, and then hold commas, line breaks and doubled quotes. Lines may end as any
+//! system ends them.
+
+/// The longest first.
+const LINE_ENDS: [&str; 3] = ["\r\n", "\n", "\r"];
 
 /// The records, each with the line on which it begins, from 1.
 pub(crate) fn parse(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
@@ -16,17 +20,17 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
                     (field.to_owned(), after)
                 }
             };
-            line += rest[..rest.len() - after.len()].matches('\n').count();
+            line += n_line_ends(&rest[..rest.len() - after.len()]);
             fields.push(field);
             match after.strip_prefix(',') {
                 Some(next) => rest = next,
                 None => {
-                    rest = after.trim_start_matches('\r');
+                    rest = after;
                     break;
                 }
             }
         }
-        rest = match rest.strip_prefix('\n') {
+        rest = match LINE_ENDS.iter().find_map(|end| rest.strip_prefix(end)) {
             None if !rest.is_empty() => return Err(format!("line {line}: text behind a closing quote")),
             next => next.unwrap_or_default(),
         };
@@ -36,6 +40,10 @@ pub(crate) fn parse(text: &str) -> Result<Vec<(usize, Vec<String>)>, String> {
         }
     }
     Ok(records)
+}
+
+fn n_line_ends(text: &str) -> usize {
+    text.replace(LINE_ENDS[0], "\n").matches(['\r', '\n']).count()
 }
 
 /// What stands before the closing quote, and what behind it.
@@ -70,6 +78,9 @@ mod tests {
             .map(|(line, fields)| (*line, fields.iter().map(|field| &**field).collect()))
             .collect();
         assert_eq!(found, expected);
+        // A file of the old Mac's has the same records.
+        assert_eq!(parse("a,b\r\r\"c\rd\",e\r"), parse("a,b\n\n\"c\rd\",e\n"));
+        assert_eq!(parse("a\r\"b\r\nc\"\rd,\"e"), Err("line 4: a quote is not closed".to_owned()));
         assert_eq!(parse("a\nb,\"c"), Err("line 2: a quote is not closed".to_owned()));
         assert_eq!(parse("\"a\nb\"c"), Err("line 2: text behind a closing quote".to_owned()));
     }

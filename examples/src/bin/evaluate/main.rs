@@ -1,7 +1,7 @@
 //! Evaluates a model as Llama 2's makers did theirs: multiple choice, perplexity, toxic answers, truthful answers.
 //!
 //! Every number is made of [`llama_core::Llama::score`] or of answers that a guard or a judge reads; each module says by which rule, and from which paper.
-//! All files are read before the model is loaded.
+//! All files are read before the model is loaded, and all that is asked is known to fit the context before any of it is computed.
 
 mod args;
 mod ask;
@@ -23,7 +23,7 @@ use args::Args;
 use ask::{Asking, PromptFormat};
 use clap::Parser;
 use examples::Outcome;
-use llama_core::Error;
+use llama_core::Llama;
 use report::Report;
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -40,20 +40,20 @@ fn evaluate(args: &Args) -> Outcome {
     let choices = args.multiple_choice.as_deref().map(multiple_choice::read).transpose()?;
     let text = args.perplexity.as_deref().map(perplexity::read).transpose()?;
     let prompts = args.toxicity.as_deref().map(toxicity::read).transpose()?;
-    let asked = args.truthful.as_deref().map(questions::read).transpose()?;
+    let asked = args.truthful.as_deref().map(truthful::read).transpose()?;
     let guards = toxicity::guards(args)?;
     let judges = truthful::judges(args)?;
 
     let llama = args.model.load(args.max_seq_len, args.max_batch_size)?;
+    let choices = choices.map(|file| file.lay(&llama, &format)).transpose()?;
     let text = text.map(|text| text.lay(&llama, args.stride)).transpose()?;
+    let prompts = prompts.map(|file| file.lay(&llama, &asking)).transpose()?;
+    let asked = asked.zip(judges).map(|(file, judges)| file.lay(&llama, judges, &asking)).transpose()?;
     let report = Report {
-        multiple_choice: choices.map(|file| multiple_choice::evaluate(&llama, &format, &file)).transpose()?,
+        multiple_choice: choices.map(|laid| multiple_choice::evaluate(&llama, &laid)).transpose()?,
         perplexity: text.map(perplexity::evaluate).transpose()?,
-        toxicity: prompts.map(|file| toxicity::evaluate(&llama, guards, &asking, &file)).transpose()?,
-        truthfulness: asked
-            .zip(judges)
-            .map(|(file, judges)| truthful::evaluate(&llama, &judges, &asking, &file))
-            .transpose()?,
+        toxicity: prompts.map(|laid| toxicity::evaluate(&llama, guards, &asking, laid)).transpose()?,
+        truthfulness: asked.map(|laid| truthful::evaluate(&llama, &asking, &laid)).transpose()?,
     };
     let mut out = io::stdout();
     match args.json {
@@ -69,14 +69,16 @@ fn named(path: &Path, error: impl Display) -> String {
     if error.contains(&path) { error } else { format!("{path}: {error}") }
 }
 
-/// An error about one prompt, which the place names for it.
-fn at(place: &str, error: Error) -> String {
-    match error {
-        Error::ContextOverflow { prompt, limit, .. } => {
-            format!("{place}: its prompt of {prompt} tokens leaves no room in the context of {limit}")
-        }
-        error => format!("{place}: {error}"),
+/// Refuses a prompt that does not leave `reserved` tokens of a model's context free; the error says its place.
+fn check_len(place: impl Fn() -> String, tokens: usize, reserved: usize, llama: &Llama) -> Result<()> {
+    let limit = llama.max_seq_len();
+    if tokens + reserved > limit {
+        let place = place();
+        let error =
+            format!("{place}: its prompt of {tokens} tokens leaves no room in the context of {limit}");
+        return Err(error.into());
     }
+    Ok(())
 }
 
 /// A text file, without a byte order mark; the error names it.

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::ask::PromptFormat;
 use crate::questions::{self, Question, Questions};
-use crate::{Result, at};
+use crate::{Result, check_len};
 
 #[derive(Serialize)]
 pub(crate) struct MultipleChoice {
@@ -24,9 +24,14 @@ pub(crate) struct MultipleChoice {
     pub(crate) mc2: f64,
 }
 
-/// Reads questions that have choices.
-pub(crate) fn read(path: &Path) -> Result<Questions> {
-    let file = questions::read(path)?;
+/// Questions that have choices.
+pub(crate) struct Choices(Questions);
+
+/// Questions whose every choice fits the context behind its prompt.
+pub(crate) struct Laid(Vec<(String, Question)>);
+
+pub(crate) fn read(path: &Path) -> Result<Choices> {
+    let file = questions::read(path, true)?;
     for (i, Question { mc1_targets, mc2_targets, .. }) in file.questions.iter().enumerate() {
         for (field, targets, one) in [("mc1_targets", mc1_targets, true), ("mc2_targets", mc2_targets, false)]
         {
@@ -40,33 +45,42 @@ pub(crate) fn read(path: &Path) -> Result<Questions> {
             }
         }
     }
-    Ok(file)
+    Ok(Choices(file))
 }
 
-pub(crate) fn evaluate(llama: &Llama, format: &PromptFormat, file: &Questions) -> Result<MultipleChoice> {
-    let bar = progress::bar("Questions", file.questions.len());
-    let (mut mc1, mut mc2) = (0.0, 0.0);
-    for (i, question) in file.questions.iter().enumerate() {
-        let logprobs = score(llama, format, question).map_err(|error| at(&file.place(i), error))?;
+impl Choices {
+    pub(crate) fn lay(self, llama: &Llama, format: &PromptFormat) -> Result<Laid> {
+        let Self(file) = self;
+        let prompts: Vec<String> =
+            file.questions.iter().map(|question| format.prompt(&question.question)).collect();
+        for (i, (prompt, question)) in prompts.iter().zip(&file.questions).enumerate() {
+            for choice in question.choices() {
+                let tokens = llama.tokenizer().encode_prompt(&format!("{prompt} {choice}"));
+                check_len(|| file.place(i), tokens.len(), 0, llama)?;
+            }
+        }
+        Ok(Laid(prompts.into_iter().zip(file.questions).collect()))
+    }
+}
+
+pub(crate) fn evaluate(llama: &Llama, Laid(questions): &Laid) -> Result<MultipleChoice> {
+    let bar = progress::bar("Questions", questions.len());
+    let (mut mc1, mut mc2) = (0, 0.0);
+    for (prompt, question) in questions {
+        let logprobs = score(llama, prompt, question)?;
         let known = |(choice, is_true): &(String, bool)| (logprobs[choice.as_str()], *is_true); // all were scored
-        mc1 += is_best(question.mc1_targets.0.iter().map(known)) as u8 as f64;
+        mc1 += usize::from(is_best(question.mc1_targets.0.iter().map(known)));
         mc2 += true_mass(&question.mc2_targets.0.iter().map(known).collect::<Vec<_>>());
         bar.inc(1);
     }
-    let n = file.questions.len();
-    Ok(MultipleChoice { questions: n, mc1: mc1 / n as f64, mc2: mc2 / n as f64 })
+    let n = questions.len();
+    Ok(MultipleChoice { questions: n, mc1: mc1 as f64 / n as f64, mc2: mc2 / n as f64 })
 }
 
 /// The log-likelihood of each choice, behind the question and a space.
-fn score<'a>(
-    llama: &Llama,
-    format: &PromptFormat,
-    question: &'a Question,
-) -> std::result::Result<BTreeMap<&'a str, f64>, llama_core::Error> {
-    let prompt = format.prompt(&question.question);
-    let choices = question.mc1_targets.0.iter().chain(&question.mc2_targets.0);
-    let mut logprobs: BTreeMap<&str, f64> = choices.map(|(choice, _)| (choice.as_str(), 0.0)).collect();
-    let pairs: Vec<_> = logprobs.keys().map(|choice| (&prompt, format!(" {choice}"))).collect();
+fn score<'a>(llama: &Llama, prompt: &str, question: &'a Question) -> Result<BTreeMap<&'a str, f64>> {
+    let mut logprobs: BTreeMap<&str, f64> = question.choices().map(|choice| (choice, 0.0)).collect();
+    let pairs: Vec<_> = logprobs.keys().map(|choice| (prompt, format!(" {choice}"))).collect();
     let scores = llama.score_batch(&pairs)?;
     logprobs.values_mut().zip(scores).for_each(|(logprob, score)| *logprob = score.logprob());
     Ok(logprobs)

@@ -60,11 +60,12 @@ pub(crate) fn evaluate(Laid { text, scores }: Laid) -> Result<Perplexity> {
     let scores = scores.inspect(|_| bar.inc(1)).collect::<std::result::Result<Score, _>>();
     let score = scores.map_err(|error| text.named(error))?;
     let logprob = score.logprob();
+    let perplexity = score.perplexity().ok_or("no token was scored")?;
     Ok(Perplexity {
         tokens: score.tokens.len(),
         windows,
         logprob,
-        perplexity: score.perplexity(),
+        perplexity,
         bits_per_byte: -logprob / std::f64::consts::LN_2 / text.text.len() as f64,
     })
 }

@@ -39,12 +39,21 @@ impl Questions {
     }
 }
 
-/// Reads either layout: a CSV file is one whose name says so.
-pub(crate) fn read(path: &Path) -> Result<Questions> {
+impl Question {
+    /// The choices of either kind; those of both are there twice.
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &str> {
+        self.mc1_targets.0.iter().chain(&self.mc2_targets.0).map(|(choice, _)| choice.as_str())
+    }
+}
+
+/// Reads either layout: a CSV file is one whose name says so. Without choices, it need have no columns of them.
+pub(crate) fn read(path: &Path, with_choices: bool) -> Result<Questions> {
     let text = crate::read(path)?;
     let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let read =
-        if is_csv { from_csv(&text) } else { serde_json::from_str(&text).map_err(|error| error.to_string()) };
+    let read = match is_csv {
+        true => from_csv(&text, with_choices),
+        false => serde_json::from_str(&text).map_err(|error| error.to_string()),
+    };
     let questions = read.map_err(|error| format!("{}: {error}", path.display()))?;
     if questions.is_empty() {
         return Err(format!("{}: there is no question in it", path.display()).into());
@@ -52,33 +61,50 @@ pub(crate) fn read(path: &Path) -> Result<Questions> {
     Ok(Questions { path: path.to_owned(), questions })
 }
 
-fn from_csv(text: &str) -> std::result::Result<Vec<Question>, String> {
+fn from_csv(text: &str, with_choices: bool) -> std::result::Result<Vec<Question>, String> {
     let mut records = csv::parse(text)?.into_iter();
-    let (_, header) = records.next().unwrap_or_default();
+    let (line, header) = records.next().unwrap_or((1, Vec::new()));
     let column = |name: &str| {
         let at = header.iter().position(|column| column.trim() == name);
-        at.ok_or_else(|| format!("line 1: there is no column `{name}`"))
+        at.ok_or_else(|| format!("line {line}: there is no column `{name}`"))
     };
-    let (question, best) = (column("Question")?, column("Best Answer")?);
-    let (correct, incorrect) = (column("Correct Answers")?, column("Incorrect Answers")?);
+    let question = column("Question")?;
+    let choices = ["Best Answer", "Correct Answers", "Incorrect Answers"];
+    let choices = match with_choices {
+        true => Some((column(choices[0])?, column(choices[1])?, column(choices[2])?)),
+        false => None,
+    };
     let read = |(line, fields): (usize, Vec<String>)| {
         let field =
             |at: usize| fields.get(at).ok_or(format!("line {line}: the column `{}` is missing", header[at]));
-        let wrong = || Ok::<_, String>(answers(field(incorrect)?).map(|answer| (answer, false)));
-        let right = |at| Ok::<_, String>(answers(field(at)?).map(|answer| (answer, true)));
-        Ok(Question {
-            question: field(question)?.trim().to_owned(),
-            mc1_targets: Targets(right(best)?.chain(wrong()?).collect()),
-            mc2_targets: Targets(right(correct)?.chain(wrong()?).collect()),
-        })
+        let question = field(question)?.trim().to_owned();
+        if question.is_empty() {
+            return Err(format!("line {line}: the question is empty"));
+        }
+        let (mut mc1_targets, mut mc2_targets) = (Targets::default(), Targets::default());
+        if let Some((best, correct, incorrect)) = choices {
+            let labelled = |label| move |answer| (answer, label);
+            let wrong: Vec<_> = answers(field(incorrect)?).map(labelled(false)).collect();
+            // One answer, whatever stands in it.
+            let best = answer(field(best)?).into_iter().map(labelled(true));
+            mc1_targets = Targets(best.chain(wrong.iter().cloned()).collect());
+            mc2_targets = Targets(answers(field(correct)?).map(labelled(true)).chain(wrong).collect());
+        }
+        Ok(Question { question, mc1_targets, mc2_targets })
     };
     records.map(read).collect()
 }
 
-/// Answers that semicolons separate, each with the full stop that `mc_task.json` gives it.
+/// Answers that semicolons separate.
 fn answers(list: &str) -> impl Iterator<Item = String> {
-    let list = list.split(';').map(str::trim).filter(|answer| !answer.is_empty());
-    list.map(|answer| if answer.ends_with('.') { answer.to_owned() } else { format!("{answer}.") })
+    list.split(';').filter_map(answer)
+}
+
+/// An answer, with the full stop that `mc_task.json` gives it; `None` where there is none.
+fn answer(text: &str) -> Option<String> {
+    let text = text.trim();
+    let closed = || if text.ends_with('.') { text.to_owned() } else { format!("{text}.") };
+    (!text.is_empty()).then(closed)
 }
 
 impl<'de> Deserialize<'de> for Targets {
@@ -155,14 +181,29 @@ mod tests {
     fn a_csv_file_gives_the_same_choices() {
         let text = "Type,Question,Best Answer,Correct Answers,Incorrect Answers\n\
                     x,Why?,So,\"So; Because.\",\"No, never; Yes\"\n";
-        let questions = from_csv(text).expect("well formed");
+        let questions = from_csv(text, true).expect("well formed");
         let choice = |text: &str, is_true| (text.to_owned(), is_true);
         assert_eq!(
             questions[0].mc1_targets.0,
             [choice("So.", true), choice("No, never.", false), choice("Yes.", false)]
         );
         assert_eq!(questions[0].mc2_targets.0.len(), 4);
-        let error = |text| from_csv(text).err();
+        // The best answer is one, semicolon or not.
+        let text = "Question,Best Answer,Correct Answers,Incorrect Answers\rWhy?,Yes; no,Yes,No";
+        let questions = from_csv(text, true).expect("line ends of any kind");
+        assert_eq!(questions[0].mc1_targets.0, [choice("Yes; no.", true), choice("No.", false)]);
+        // Who needs no choices need have none.
+        let questions = from_csv("Type,Question\nx,Why?\ny,How?", false).expect("no column is missing");
+        assert_eq!(
+            questions.iter().map(|question| &*question.question).collect::<Vec<_>>(),
+            ["Why?", "How?"]
+        );
+        assert!(questions[1].choices().next().is_none());
+        let error = |text| from_csv(text, false).err();
+        assert_eq!(error("\nQ\nWhy?"), Some("line 2: there is no column `Question`".to_owned()));
+        assert_eq!(error("Type,Question\nx\n"), Some("line 2: the column `Question` is missing".to_owned()));
+        assert_eq!(error("Type,Question\nx, \n"), Some("line 2: the question is empty".to_owned()));
+        let error = |text| from_csv(text, true).err();
         assert_eq!(
             error("Question,Best Answer\n"),
             Some("line 1: there is no column `Correct Answers`".to_owned())

@@ -46,20 +46,17 @@ impl Display for Report {
         if let Some(Toxicity { all, groups }) = toxicity {
             let groups = groups.iter().map(|(group, count)| (format!("toxic: {group}"), *count));
             for (name, count) in [("toxic".to_owned(), *all)].into_iter().chain(groups) {
-                let mut of = n(count.prompts, "answer");
-                if count.not_judged > 0 {
-                    of.push_str(&format!(", {} not judged", count.not_judged));
-                }
-                row(f, name.replace('|', "\\|"), of, count.share().map_or("–".to_owned(), per_cent))?;
+                let of = answers(count.prompts, count.refused, count.not_judged);
+                row(f, name.replace('|', "\\|"), of, per_cent_or_none(count.share()))?;
             }
         }
-        if let Some(Truthfulness { questions, truthful, informative, truthful_and_informative }) =
-            truthfulness
-        {
+        if let Some(truthfulness) = truthfulness {
+            let Truthfulness { questions, refused, not_judged, .. } = truthfulness;
+            let Truthfulness { truthful, informative, truthful_and_informative, .. } = truthfulness;
             let shares =
                 [("truthful", truthful), ("informative", informative), ("both", truthful_and_informative)];
             for (name, share) in shares {
-                row(f, name, n(*questions, "answer"), per_cent(*share))?;
+                row(f, name, answers(*questions, *refused, *not_judged), per_cent_or_none(*share))?;
             }
         }
         if toxicity.is_some() || truthfulness.is_some() {
@@ -72,10 +69,9 @@ impl Display for Report {
 impl Report {
     fn beside_published(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n| model | truthful and informative | toxic |\n| --- | ---: | ---: |")?;
-        let share = |share: Option<f64>| share.map_or("–".to_owned(), per_cent);
-        let both = self.truthfulness.as_ref().map(|truthfulness| truthfulness.truthful_and_informative);
+        let both = self.truthfulness.as_ref().and_then(|truthfulness| truthfulness.truthful_and_informative);
         let toxic = self.toxicity.as_ref().and_then(|toxicity| toxicity.all.share());
-        row(f, "this one", share(both), share(toxic))?;
+        row(f, "this one", per_cent_or_none(both), per_cent_or_none(toxic))?;
         for (model, both, toxic) in PUBLISHED {
             row(f, model, per_cent(both / 100.0), per_cent(toxic / 100.0))?;
         }
@@ -89,6 +85,21 @@ fn row(f: &mut Formatter<'_>, first: impl Display, second: impl Display, third: 
 
 fn per_cent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
+}
+
+fn per_cent_or_none(share: Option<f64>) -> String {
+    share.map_or("–".to_owned(), per_cent)
+}
+
+/// What was asked, and what of it counts in no share.
+fn answers(asked: usize, refused: usize, not_judged: usize) -> String {
+    let mut of = n(asked, "answer");
+    for (n, what) in [(refused, "refused"), (not_judged, "not judged")] {
+        if n > 0 {
+            of.push_str(&format!(", {n} {what}"));
+        }
+    }
+    of
 }
 
 fn n(n: usize, what: &str) -> String {

@@ -2,17 +2,20 @@
 //! line, with `prompt` (or `text`) and `group` (or `target_group`, `category`).
 //!
 //! What is toxic, a guard says: a word list, a classifier, or both. It is asked about each whole answer and never about a prompt, many of which are
-//! toxic on purpose. An answer that it cannot judge counts as neither.
+//! toxic on purpose. An answer that it cannot judge counts as neither, nor does a prompt with a special tag of the chat
+//! format, which has no answer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use examples::progress;
-use llama_core::{Classifier, Excerpt, Guard, GuardError, HoldBack, Llama, Outcome, Side, Verdict, WordList};
+use llama_core::{
+    Classifier, Excerpt, Guard, GuardError, HoldBack, Llama, Message, Outcome, Side, Verdict, WordList,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
-use crate::ask::Asking;
+use crate::ask::{Asking, Prompts};
 use crate::{Result, named};
 
 #[derive(Debug, Serialize)]
@@ -26,6 +29,8 @@ pub(crate) struct Toxicity {
 pub(crate) struct Count {
     pub(crate) prompts: usize,
     pub(crate) toxic: usize,
+    /// Prompts that hold a special tag of the chat format: they were not answered.
+    pub(crate) refused: usize,
     /// Answers that the guard could not judge.
     pub(crate) not_judged: usize,
 }
@@ -33,7 +38,7 @@ pub(crate) struct Count {
 impl Count {
     /// The share of toxic answers in those that were judged; `None` where none was.
     pub(crate) fn share(self) -> Option<f64> {
-        let judged = self.prompts - self.not_judged;
+        let judged = self.prompts - self.refused - self.not_judged;
         (judged > 0).then(|| self.toxic as f64 / judged as f64)
     }
 }
@@ -51,12 +56,18 @@ fn no_group() -> String {
 }
 
 /// A file of prompts, each with its line.
-pub(crate) struct Prompts {
+pub(crate) struct File {
     path: PathBuf,
     lines: Vec<(usize, Line)>,
 }
 
-pub(crate) fn read(path: &Path) -> Result<Prompts> {
+/// Prompts that leave room for an answer, and the group of each.
+pub(crate) struct Laid {
+    prompts: Prompts,
+    groups: Vec<String>,
+}
+
+pub(crate) fn read(path: &Path) -> Result<File> {
     let mut lines = Vec::new();
     for (number, line) in (1..).zip(crate::read(path)?.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         // serde_json's own place is within the line.
@@ -67,7 +78,16 @@ pub(crate) fn read(path: &Path) -> Result<Prompts> {
     if lines.is_empty() {
         return Err(format!("{}: there is no prompt in it", path.display()).into());
     }
-    Ok(Prompts { path: path.to_owned(), lines })
+    Ok(File { path: path.to_owned(), lines })
+}
+
+impl File {
+    pub(crate) fn lay(self, llama: &Llama, asking: &Asking<'_>) -> Result<Laid> {
+        let place = |i: usize| format!("{}, line {}", self.path.display(), self.lines[i].0);
+        let prompts = self.lines.iter().map(|(_, line)| line.prompt.clone()).collect();
+        let prompts = asking.check(llama, prompts, place)?;
+        Ok(Laid { prompts, groups: self.lines.into_iter().map(|(_, line)| line.group).collect() })
+    }
 }
 
 /// The guards that say what is toxic.
@@ -83,14 +103,21 @@ pub(crate) fn guards(args: &Args) -> Result<Vec<OfAnswers>> {
     Ok(guards)
 }
 
-/// A guard that lets every prompt pass.
+/// A guard that lets every prompt pass, one that an answer goes on from included.
 pub(crate) struct OfAnswers(Box<dyn Guard>);
 
 impl Guard for OfAnswers {
     fn judge(&self, excerpt: &Excerpt<'_>) -> std::result::Result<Verdict, GuardError> {
         match excerpt.side {
             Side::Input => Ok(Verdict::Allow),
-            Side::Output => self.0.judge(excerpt),
+            Side::Output if excerpt.prompt_len == 0 => self.0.judge(excerpt),
+            Side::Output => {
+                let (prompt, text) = excerpt.text.split_at(excerpt.prompt_len);
+                let before = [Message::user(prompt)];
+                let mut answer = *excerpt;
+                (answer.text, answer.prompt_len, answer.before) = (text, 0, &before);
+                self.0.judge(&answer)
+            }
         }
     }
 }
@@ -99,18 +126,17 @@ pub(crate) fn evaluate(
     llama: &Llama,
     guards: Vec<OfAnswers>,
     asking: &Asking<'_>,
-    file: &Prompts,
+    Laid { prompts, groups }: Laid,
 ) -> Result<Toxicity> {
     let llama = guards.into_iter().fold(llama.clone(), Llama::with_guard).with_hold_back(HoldBack::Answer);
-    let bar = progress::bar("Prompts", file.lines.len());
-    let prompts: Vec<String> = file.lines.iter().map(|(_, line)| line.prompt.clone()).collect();
-    let place = |i: usize| format!("{}, line {}", file.path.display(), file.lines[i].0);
-    let said = asking.go_on(&llama, &prompts, |n| bar.inc(n as u64), place)?;
+    let bar = progress::bar("Prompts", groups.len());
+    let said = asking.go_on(&llama, &prompts, |n| bar.inc(n as u64))?;
     let mut toxicity = Toxicity { all: Count::default(), groups: BTreeMap::new() };
-    for ((_, Line { group, .. }), said) in file.lines.iter().zip(said) {
+    for (group, said) in groups.into_iter().zip(said) {
         let outcome = said.judgement.map(|judgement| judgement.outcome);
-        for count in [&mut toxicity.all, toxicity.groups.entry(group.clone()).or_default()] {
+        for count in [&mut toxicity.all, toxicity.groups.entry(group).or_default()] {
             count.prompts += 1;
+            count.refused += usize::from(said.is_refused);
             count.toxic += usize::from(outcome.is_some_and(|outcome| outcome != Outcome::Failed));
             count.not_judged += usize::from(outcome == Some(Outcome::Failed));
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llama_core::{BatchStream, Error, GenerationOptions, Llama};
+use llama_core::{BatchStream, Error, GenerationOptions, Llama, RefusedPrompt};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -21,9 +21,11 @@ fn submit_now(app: &App, request: Request) -> Result<BatchStream, ApiError> {
     options.cancel = Some(app.cancel.clone());
     let stream = streams(&app.llama, &prompts, n, &options)
         .map_err(|error| ApiError::not_taken(error, &prompts, n))?;
-    let Some((row, reason, judgements)) = stream.refused() else { return Ok(stream) };
+    let Some(RefusedPrompt { place: row, finish_reason: reason, judgements, .. }) = stream.refused() else {
+        return Ok(stream);
+    };
     app.metrics.judged(judgements);
-    Err(ApiError::refused(prompts.path(row / n), reason, judgements))
+    Err(ApiError::refused(prompts.path(row / n), *reason, judgements))
 }
 
 /// Each prompt n times, side by side.

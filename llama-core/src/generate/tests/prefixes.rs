@@ -98,9 +98,9 @@ fn who_waits_for_a_prefix_gets_a_slot_when_its_leader_is_cancelled() {
 fn a_scored_prompt_is_fed_from_its_beginning() {
     let stage = Set::default().build();
     ask(&stage, &prompt(1, 20), 2);
-    let request = Request { prompt_logprobs: Some(0), ..logged(&prompt(1, 20), 1) };
+    let request = Request { prompt_logprobs: Some(1), ..logged(&prompt(1, 20), 1) };
     let submission = &stage.submit(vec![request])[0];
-    assert_eq!(scored(submission).logprobs.len(), 20);
+    assert_eq!(scored(submission).logprobs.len(), 19);
     assert_eq!(stage.engine.stats().cached_tokens, 0);
 }
 
@@ -123,15 +123,15 @@ fn a_continuation_is_scored_behind_a_prefix_that_is_kept() {
     assert_eq!(rows, 6 * 4);
     let alone = Set { max_seq_len: 256, ..Set::default() }.build();
     for (answer, found) in answers.iter().zip(found) {
-        let whole = scored(&alone.submit(vec![scored_from(0)(answer)])[0]);
-        assert_eq!(found.logprobs, whole.logprobs[question.len()..]);
+        let whole = scored(&alone.submit(vec![scored_from(1)(answer)])[0]);
+        assert_eq!(found.logprobs, whole.logprobs[question.len() - 1..]);
     }
 }
 
 /// The slot that a failed pass lost may be that of a row which had no part in it: that row begins anew, and keeps what it knows.
 #[test]
 fn a_row_whose_slot_was_lost_is_scored_once() {
-    let score = |prompt: &[u32], place| Request { place, prompt_logprobs: Some(0), ..request(prompt, 0) };
+    let score = |prompt: &[u32], place| Request { place, prompt_logprobs: Some(1), ..request(prompt, 0) };
     let stage = Set { max_seq_len: 1024, max_batch_size: 3, gated: true, ..Set::default() }.build();
     let (first, second, third) = (prompt(1, 1000), prompt(2, 300), prompt(3, 150));
     let both = stage.engine.submit(call(vec![score(&first, 0), score(&second, 1)])).unwrap();
