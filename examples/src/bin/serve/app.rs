@@ -33,6 +33,8 @@ pub(crate) struct App {
     pub(crate) closing: AtomicBool,
     created: u64,
     ids: AtomicU64,
+    /// Of the next request that names none.
+    seed: AtomicU64,
     random: RandomState,
 }
 
@@ -53,7 +55,9 @@ impl App {
         defaults: GenerationOptions,
         limits: Limits,
         access: Access,
+        seed: Option<u64>,
     ) -> Self {
+        let random = RandomState::new();
         Self {
             llama,
             is_guarded,
@@ -67,7 +71,8 @@ impl App {
             closing: AtomicBool::new(false),
             created: unix_time(),
             ids: AtomicU64::new(0),
-            random: RandomState::new(),
+            seed: AtomicU64::new(seed.unwrap_or_else(|| random.hash_one("seed"))),
+            random,
         }
     }
 
@@ -75,6 +80,11 @@ impl App {
     pub(crate) fn id(&self) -> String {
         let n = self.ids.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}{:016x}", self.random.hash_one((n, 0)), self.random.hash_one((n, 1)))
+    }
+
+    /// A seed that no other request has had: who names none wants another answer each time.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A place for a request, which frees it when it is dropped.

@@ -12,6 +12,7 @@ use llama_core::{Classifier, GenerationOptions, HoldBack, Llama, WhenFull, WordL
 /// Serves a model to OpenAI's clients, and a page to chat with it at `/`. Without a checkpoint, the built-in tiny-chat answers.
 #[derive(Debug, Parser)]
 #[command(version)]
+#[command(mut_arg("seed", |arg| arg.help("Seed of the first answer that asks for none; each later one has the next [default: random]")))]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,

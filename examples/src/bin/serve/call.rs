@@ -19,6 +19,7 @@ pub(crate) async fn submit(app: &Arc<App>, request: Request) -> Result<BatchStre
 fn submit_now(app: &App, request: Request) -> Result<BatchStream, ApiError> {
     let Request { prompts, n, mut options, .. } = request;
     options.cancel = Some(app.cancel.clone());
+    options.seed = options.seed.or_else(|| Some(app.seed()));
     let stream = streams(&app.llama, &prompts, n, &options)
         .map_err(|error| ApiError::not_taken(error, &prompts, n))?;
     let Some((row, reason, judgements)) = stream.refused() else { return Ok(stream) };

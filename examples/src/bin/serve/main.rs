@@ -59,6 +59,7 @@ fn serve(args: &Args) -> Outcome {
             keep_alive: Duration::from_secs(args.keep_alive),
         },
         Access::new(args.api_key(), args.allow_origin.clone()),
+        args.model.seed,
     ));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
