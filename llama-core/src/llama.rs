@@ -1,6 +1,7 @@
 //! [`Llama`]: a loaded model, with the three calls of Meta's reference (`llama/generation.py`).
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -178,8 +179,7 @@ impl Llama {
         prompts: &[impl AsRef<str>],
         options: &CompletionOptions,
     ) -> Result<Vec<CompletionPrediction>, Error> {
-        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
-        let answers = self.ask(prompts, options, &cancel_token(options))?.wait()?;
+        let answers = self.ask(self.text_prompts(prompts), options, &cancel_token(options))?.wait()?;
         Ok(answers.into_iter().map(|answer| prediction(answer, options, |text| text)).collect())
     }
 
@@ -203,8 +203,7 @@ impl Llama {
         options: &CompletionOptions,
     ) -> Result<BatchStream, Error> {
         let cancel = cancel_token(options);
-        let prompts = prompts.iter().map(|prompt| self.text_prompt(prompt.as_ref())).collect();
-        Ok(BatchStream::new(self.ask(prompts, options, &cancel)?, cancel))
+        Ok(BatchStream::new(self.ask(self.text_prompts(prompts), options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
@@ -265,12 +264,18 @@ impl Llama {
         if options.echo {
             return Err(Error::option("echo", true, "false for a dialog"));
         }
-        let prompt = |dialog| Prompt::dialog(self.tokenizer(), &self.guards, dialog);
-        self.ask(dialogs.iter().map(prompt).collect::<Result<_, _>>()?, options, cancel)
+        let prompts = each_once(dialogs, PartialEq::eq, |dialog| {
+            Prompt::dialog(self.tokenizer(), &self.guards, dialog)
+        });
+        self.ask(prompts?, options, cancel)
     }
 
-    fn text_prompt(&self, text: &str) -> Prompt {
-        Prompt::text(self.tokenizer(), &self.guards, text)
+    fn text_prompts(&self, texts: &[impl AsRef<str>]) -> Vec<Prompt> {
+        let is_same = |a: &_, b: &_| AsRef::<str>::as_ref(a) == AsRef::<str>::as_ref(b);
+        let Ok(prompts) = each_once(texts, is_same, |text| {
+            Ok::<_, Infallible>(Prompt::text(self.tokenizer(), &self.guards, text.as_ref()))
+        });
+        prompts
     }
 
     /// Checks the whole call, before any compute, and hands to the engine what is to be computed.
@@ -350,6 +355,20 @@ impl Llama {
     pub(crate) fn engine_failure(&self) -> Error {
         self.inner.engine.failure().into()
     }
+}
+
+/// The prompts of a call. One that follows its like is judged and encoded together with it: who asks n times asks once.
+fn each_once<T, E>(
+    asked: &[T],
+    is_same: impl Fn(&T, &T) -> bool,
+    prompt: impl Fn(&T) -> Result<Prompt, E>,
+) -> Result<Vec<Prompt>, E> {
+    let mut prompts = Vec::with_capacity(asked.len());
+    for same in asked.chunk_by(is_same) {
+        let prompt = prompt(&same[0])?; // no chunk is empty
+        prompts.extend(std::iter::repeat_n(prompt, same.len()));
+    }
+    Ok(prompts)
 }
 
 /// The caller's token, or one that nobody else has.

@@ -114,7 +114,7 @@ fn messages_may_be_parts_and_a_developer_s() {
     );
     let parts = ask(json!([
         {"role": "developer", "content": [{"type": "text", "text": "Always answer "}, {"type": "text", "text": "with Haiku"}]},
-        {"role": "user", "content": "I am going to Paris", "name": null},
+        {"role": "user", "content": "I am going to Paris", "name": "Eve"},
     ]));
     assert_eq!(plain, parts);
     // An answer comes back as it was given, with all its fields.
