@@ -173,7 +173,7 @@ fn texts_are_continued_from_strings_and_from_tokens() {
         ..Default::default()
     };
     let expected = llama.text_completion(&texts, &options).unwrap();
-    let more = json!({"model": "tiny-chat", "max_tokens": 9, "echo": true, "logprobs": 2});
+    let more = json!({"model": "tiny-chat", "max_tokens": 9, "echo": true, "logprobs": 2, "seed": 1});
     let response = server.post(COMPLETIONS, &with(json!({"prompt": texts}), more.clone()));
     assert_eq!(response.status, 200, "{}", response.body);
     let response = response.json();

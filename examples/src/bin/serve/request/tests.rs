@@ -121,7 +121,8 @@ fn a_field_that_is_there_twice_is_refused_wherever_it_is() {
 /// One token has one bias, however its id is written.
 #[test]
 fn a_token_s_bias_is_there_once() {
-    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": 1, "05": 2}}"#;
+    let body =
+        r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": 1, "05": 2}}"#;
     let error = chat(body.as_bytes(), &GenerationOptions::default()).unwrap_err();
     assert_eq!(error.param.as_deref(), Some("logit_bias"));
 }
