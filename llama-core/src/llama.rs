@@ -1,7 +1,6 @@
 //! [`Llama`]: a loaded model, with the three calls of Meta's reference (`llama/generation.py`).
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -179,7 +178,7 @@ impl Llama {
         prompts: &[impl AsRef<str>],
         options: &CompletionOptions,
     ) -> Result<Vec<CompletionPrediction>, Error> {
-        let answers = self.ask(self.text_prompts(prompts), options, &cancel_token(options))?.wait()?;
+        let answers = self.ask(self.text_prompts(prompts)?, options, &cancel_token(options))?.wait()?;
         Ok(answers.into_iter().map(|answer| prediction(answer, options, |text| text)).collect())
     }
 
@@ -203,7 +202,7 @@ impl Llama {
         options: &CompletionOptions,
     ) -> Result<BatchStream, Error> {
         let cancel = cancel_token(options);
-        Ok(BatchStream::new(self.ask(self.text_prompts(prompts), options, &cancel)?, cancel))
+        Ok(BatchStream::new(self.ask(self.text_prompts(prompts)?, options, &cancel)?, cancel))
     }
 
     /// Continues each list of tokens (the reference's `generate`): the new tokens of each, cut before EOS, and with
@@ -270,12 +269,9 @@ impl Llama {
         self.ask(prompts?, options, cancel)
     }
 
-    fn text_prompts(&self, texts: &[impl AsRef<str>]) -> Vec<Prompt> {
+    fn text_prompts(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Prompt>, Error> {
         let is_same = |a: &_, b: &_| AsRef::<str>::as_ref(a) == AsRef::<str>::as_ref(b);
-        let Ok(prompts) = each_once(texts, is_same, |text| {
-            Ok::<_, Infallible>(Prompt::text(self.tokenizer(), &self.guards, text.as_ref()))
-        });
-        prompts
+        each_once(texts, is_same, |text| Ok(Prompt::text(self.tokenizer(), &self.guards, text.as_ref())))
     }
 
     /// Checks the whole call, before any compute, and hands to the engine what is to be computed.
@@ -358,11 +354,11 @@ impl Llama {
 }
 
 /// The prompts of a call. One that follows its like is judged and encoded together with it: who asks n times asks once.
-fn each_once<T, E>(
+fn each_once<T>(
     asked: &[T],
     is_same: impl Fn(&T, &T) -> bool,
-    prompt: impl Fn(&T) -> Result<Prompt, E>,
-) -> Result<Vec<Prompt>, E> {
+    prompt: impl Fn(&T) -> Result<Prompt, Error>,
+) -> Result<Vec<Prompt>, Error> {
     let mut prompts = Vec::with_capacity(asked.len());
     for same in asked.chunk_by(is_same) {
         let prompt = prompt(&same[0])?; // no chunk is empty

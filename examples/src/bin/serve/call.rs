@@ -95,3 +95,6 @@ fn of_prompt(mut error: Error, n: usize) -> Error {
     }
     error
 }
+
+#[cfg(test)]
+mod tests;
