@@ -43,6 +43,17 @@ new MutationObserver(() => {
 }).observe(document.getElementById('log'), {childList: true, subtree: true, characterData: true});
 """
 
+# From now on nothing is answered, until the page gives up.
+SILENT = """
+window.model = null;
+window.fetch = (url, options) => new Promise((_, fail) => options.signal.addEventListener('abort', () => fail(options.signal.reason)));
+"""
+
+# A key that belongs to an input method.
+COMPOSE = """
+document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true, cancelable: true, ...arguments[1]}));
+"""
+
 # A model that says what it should not.
 FAKE = """
 window.fetch = () => {
@@ -122,7 +133,7 @@ def stop(page, url, metric):
         answer = page.say("Hello")
         check(f"{end} stops", (page.all(".note")[-1].text, len(answer) > 0), ("Stopped.", True))
         page.wait("its slot to be free", lambda: metric("llama_running") == 0)
-        check("the server heard of it", metric("serve_abandoned_total"), float(abandoned))
+        check("the server heard of it", metric('serve_requests_total{outcome="client_gone"}'), float(abandoned))
     page.driver.execute_script("window.end = null")
     page.say("Hello")
     check("a full context is told", "cut off" in page.all(".note")[-1].text)
@@ -131,17 +142,41 @@ def stop(page, url, metric):
     check("and how to go on", page.all(".error")[-1].text, "The conversation is too long for this model: begin a new chat.")
 
 
+def compose(page, url):
+    """Someone who writes with an input method, and stops before there is an answer."""
+    driver = page.driver
+    driver.get(url)
+    page.wait("the model's name", lambda: driver.title == "tiny-chat")
+    text = page.all("#text")[0]
+    text.send_keys("nihao")
+    for composing in [{"isComposing": True}, {"keyCode": 229}]:
+        driver.execute_script(COMPOSE, "Enter", composing)
+        check("Enter ends a composition", (page.all("article"), text.get_attribute("value")), ([], "nihao"))
+    driver.execute_script(SILENT)
+    text.send_keys(Keys.ENTER)
+    page.wait("the wait for an answer", lambda: page.all(".waiting"))
+    driver.execute_script(COMPOSE, "Escape", {"isComposing": True})
+    check("Escape ends a composition", len(page.all(".waiting")), 1)
+    text.send_keys("more", Keys.ESCAPE)
+    page.wait("the stop", lambda: not page.all(".waiting"))
+    check("what was not answered was not said", page.all("article"), [])
+    check("and can be sent again", text.get_attribute("value"), "nihao\nmore")
+    check("which is told", page.all(".note")[-1].text, "Stopped before it began.")
+
+
 def complain(page, url, server):
     page.driver.get(url)
     page.say("Write a birthday message")
     error = page.all(".error")[-1]
     check("a guard's refusal is shown", "guard" in error.text and error.get_attribute("role") == "alert")
     check("the message can be mended", page.all("#text")[0].get_attribute("value"), "Write a birthday message")
+    check("and is not there twice", page.all("article"), [])
     page.shoot("error")
     server.terminate()
     check("the server ends", server.wait(timeout=60), 0)
     page.say("", Keys.ENTER)
     check("a server that is gone is told", page.all(".error")[-1].text, "The server cannot be reached.")
+    check("the message is there still", page.all("#text")[0].get_attribute("value"), "Write a birthday message")
 
 
 def key(page, url):
@@ -178,6 +213,7 @@ def main(program, folder=None):
             url = serve()[1]
             talk(page, url)
             stop(page, url, metric_of(url))
+            compose(page, url)
             words.write("birthday\n")
             words.flush()
             server, url = serve("--words", words.name)

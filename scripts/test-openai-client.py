@@ -50,6 +50,8 @@ def answers(client):
     check("an answer", ("John" in text, whole.choices[0].finish_reason), (True, "stop"))
     check("the same seed", chat().choices[0].message.content, text)
     check("usage", whole.usage.total_tokens, whole.usage.prompt_tokens + whole.usage.completion_tokens)
+    sure = {"temperature": 2, "top_p": 1, "seed": None, "logit_bias": {"2": -100}}
+    check("another answer each time", chat(**sure).choices[0].message.content != chat(**sure).choices[0].message.content, True)
     check("two answers", [choice.index for choice in chat(n=2).choices], [0, 1])
 
     chunks = list(chat(stream=True, stream_options={"include_usage": True}))
@@ -71,6 +73,10 @@ def answers(client):
 
     text = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, seed=1, echo=True, logprobs=1)
     check("a completion", text.choices[0].text.startswith("Once upon a time"), True)
+    tokens = text.choices[0].logprobs
+    check("the prompt's too", all(
+        token in top and top[token] == p for token, top, p in zip(tokens.tokens[1:], tokens.top_logprobs[1:], tokens.token_logprobs[1:])), True)
+    check("but its first", (tokens.top_logprobs[0], tokens.token_logprobs[0]), (None, None))
     check("its logprobs", len(text.choices[0].logprobs.tokens), len(text.choices[0].logprobs.token_logprobs))
     stream = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, seed=1, echo=True, stream=True)
     check("a completion's stream", "".join(chunk.choices[0].text for chunk in stream), text.choices[0].text)
@@ -85,6 +91,7 @@ def errors(client):
     chat = lambda **more: lambda: client.chat.completions.create(**{"model": MODEL, "messages": BIRTHDAY, **more})
     raises("another model", openai.NotFoundError, chat(model="gpt-4"), code="model_not_found", param="model")
     raises("models.retrieve", openai.NotFoundError, lambda: client.models.retrieve("gpt-4"), code="model_not_found")
+    raises("many logprobs", openai.BadRequestError, chat(n=128, logprobs=True, top_logprobs=20), param="logprobs")
     raises("no message", openai.BadRequestError, chat(messages=[]), param="messages", type="invalid_request_error")
     raises("temperature 3", openai.BadRequestError, chat(temperature=3), param="temperature")
     tool = {"type": "function", "function": {"name": "f"}}
@@ -98,7 +105,7 @@ def errors(client):
 
 
 def full(client):
-    """One request that takes long has the only place."""
+    """One request that takes long has all the places."""
     stream = client.chat.completions.create(model=MODEL, stream=True, **ENDLESS)
     ask = lambda: client.chat.completions.create(model=MODEL, messages=BIRTHDAY)
     raises("no place", openai.RateLimitError, ask, code="rate_limit_exceeded")
@@ -130,7 +137,7 @@ def main(program):
         answers(connect(url))
         errors(connect(url))
         asyncio.run(many(url))
-    with serve(program, "--max_batch_size", "1", "--max_concurrent", "1") as url:
+    with serve(program, "--max_batch_size", "1", "--max_concurrent", "8") as url:
         full(connect(url))
     with serve(program, "--api_key", "secret") as url:
         check("the right key", [model.id for model in connect(url, "secret").models.list()], [MODEL])

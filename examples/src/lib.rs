@@ -34,9 +34,9 @@ pub struct ModelArgs {
     /// Where it computes: cpu, cuda:N, metal:N
     #[arg(long, default_value_t)]
     pub device: Device,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
+    /// Seed of the sampling [default: 1]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// Threads to compute on, of each rank [default: all, divided among the ranks of a host]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -121,11 +121,13 @@ impl ModelArgs {
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }
+        if let Some(seed) = self.seed {
+            builder = builder.seed(seed);
+        }
         let started = Instant::now();
         let builder = choose(builder)
             .backend(self.backend)
             .device(self.device)
-            .seed(self.seed)
             .max_seq_len(max_seq_len)
             .max_batch_size(max_batch_size);
         let llama = show_progress(parallel::on_ranks(builder)).build()?;

@@ -270,12 +270,15 @@ impl Llama {
         if options.echo {
             return Err(Error::option("echo", true, "false for a dialog"));
         }
-        let prompt = |dialog| Prompt::dialog(self.tokenizer(), &self.guards, dialog);
-        self.ask(dialogs.iter().map(prompt).collect::<Result<_, _>>()?, options, cancel)
+        let prompts = each_once(dialogs, PartialEq::eq, |dialog| {
+            Prompt::dialog(self.tokenizer(), &self.guards, dialog)
+        });
+        self.ask(prompts?, options, cancel)
     }
 
     fn text_prompts(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Prompt>, Error> {
-        texts.iter().map(|text| Prompt::text(self.tokenizer(), &self.guards, text.as_ref())).collect()
+        let is_same = |a: &_, b: &_| AsRef::<str>::as_ref(a) == AsRef::<str>::as_ref(b);
+        each_once(texts, is_same, |text| Prompt::text(self.tokenizer(), &self.guards, text.as_ref()))
     }
 
     /// Checks the whole call, before any compute, and hands to the engine what is to be computed.
@@ -355,6 +358,20 @@ impl Llama {
     pub(crate) fn engine_failure(&self) -> Error {
         self.inner.engine.failure().into()
     }
+}
+
+/// The prompts of a call. One that follows its like is judged and encoded together with it: who asks n times asks once.
+fn each_once<T>(
+    asked: &[T],
+    is_same: impl Fn(&T, &T) -> bool,
+    prompt: impl Fn(&T) -> Result<Prompt, Error>,
+) -> Result<Vec<Prompt>, Error> {
+    let mut prompts = Vec::with_capacity(asked.len());
+    for same in asked.chunk_by(is_same) {
+        let prompt = prompt(&same[0])?; // no chunk is empty
+        prompts.extend(std::iter::repeat_n(prompt, same.len()));
+    }
+    Ok(prompts)
 }
 
 /// The caller's token, or one that nobody else has.

@@ -86,7 +86,7 @@ pub struct StreamToken {
 
 /// The answers of one call as they come: every event with the place, in the call, of the dialog or prompt that it answers. In all else it is as
 /// [`ChatStream`], which is one of a single answer. The call is let in as a whole, its prompts run in the same forward passes, and the same
-/// prompt n times is answered n times, each from a random stream of its own.
+/// prompt n times is answered n times, each from a random stream of its own; where they stand side by side, guards judge it once.
 ///
 /// ```no_run
 /// # use llama_core::{ChatOptions, Dialog, Llama};

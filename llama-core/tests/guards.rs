@@ -180,6 +180,30 @@ fn every_message_is_judged_by_each_guard_in_order_until_one_refuses() {
 }
 
 #[test]
+fn a_prompt_that_is_asked_several_times_is_judged_once() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = {
+        let seen = Arc::clone(&seen);
+        guard_fn(move |excerpt| {
+            if excerpt.side == Side::Input {
+                seen.lock().unwrap().push(excerpt.text.to_owned());
+            }
+            Verdict::Allow
+        })
+    };
+    let guarded = llama().clone().with_guard(record);
+    let options = ChatOptions { max_gen_len: Some(4), seed: Some(3), ..Default::default() };
+    let texts = ["a", "b", "b", "b", "a"];
+    let answers = guarded.text_completion(&texts, &options).unwrap();
+    assert_eq!(std::mem::take(&mut *seen.lock().unwrap()), ["a", "b", "a"]);
+    assert_eq!(answers, llama().text_completion(&texts, &options).unwrap());
+    let dialogs = [Dialog::new("c"), Dialog::new("c"), Dialog::new("d")];
+    let answers = guarded.chat_completion(&dialogs, &options).unwrap();
+    assert_eq!(std::mem::take(&mut *seen.lock().unwrap()), ["c", "d"]);
+    assert_eq!(answers, llama().chat_completion(&dialogs, &options).unwrap());
+}
+
+#[test]
 fn what_replaces_a_message_is_what_is_answered() {
     let plain = ask(llama(), Dialog::new("hello"));
     let guarded = llama().clone().with_guard(guard_fn(|excerpt| match excerpt.side {

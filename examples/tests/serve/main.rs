@@ -78,6 +78,30 @@ fn an_answer_is_the_library_s_whole_and_streamed() {
 }
 
 #[test]
+fn who_names_no_seed_gets_another_answer_each_time() {
+    // A model that is less sure than it is.
+    let flat = json!({"temperature": 2, "top_p": 1, "logit_bias": {"2": -100}, "max_tokens": 40, "n": 2});
+    let request = with(chat("Hello"), flat);
+    let answers = |server: &Server, request: &Value| -> Vec<String> {
+        let answered = || server.post(CHAT, request).json()["choices"].to_string();
+        (0..3).map(|_| answered()).collect()
+    };
+    let is_one = |answers: &[String]| answers.iter().all(|answer| *answer == answers[0]);
+    let [first, second] = [Server::start(&[]), Server::start(&[])];
+    let (told, others) = (answers(&first, &request), answers(&second, &request));
+    assert!(!is_one(&told), "{told:?}");
+    assert_ne!(told, others, "nor does a new server begin anew");
+    let seeded = with(request.clone(), json!({"seed": 7}));
+    assert!(is_one(&[answers(&first, &seeded), answers(&second, &seeded)].concat()));
+    // A whole sequence can be had again.
+    let again = || answers(&Server::start(&["--seed", "7"]), &request);
+    let sequence = again();
+    assert_eq!(sequence, again());
+    assert!(!is_one(&sequence), "{sequence:?}");
+    assert_eq!(sequence[0], answers(&first, &seeded)[0], "it begins with the seed that was given");
+}
+
+#[test]
 fn messages_may_be_parts_and_a_developer_s() {
     let server = Server::start(&[]);
     let ask = |messages: Value| {
@@ -90,7 +114,7 @@ fn messages_may_be_parts_and_a_developer_s() {
     );
     let parts = ask(json!([
         {"role": "developer", "content": [{"type": "text", "text": "Always answer "}, {"type": "text", "text": "with Haiku"}]},
-        {"role": "user", "content": "I am going to Paris", "name": null},
+        {"role": "user", "content": "I am going to Paris", "name": "Eve"},
     ]));
     assert_eq!(plain, parts);
     // An answer comes back as it was given, with all its fields.
@@ -149,7 +173,7 @@ fn texts_are_continued_from_strings_and_from_tokens() {
         ..Default::default()
     };
     let expected = llama.text_completion(&texts, &options).unwrap();
-    let more = json!({"model": "tiny-chat", "max_tokens": 9, "echo": true, "logprobs": 2});
+    let more = json!({"model": "tiny-chat", "max_tokens": 9, "echo": true, "logprobs": 2, "seed": 1});
     let response = server.post(COMPLETIONS, &with(json!({"prompt": texts}), more.clone()));
     assert_eq!(response.status, 200, "{}", response.body);
     let response = response.json();

@@ -69,6 +69,11 @@ impl Server {
         line.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
     }
 
+    /// Requests that have ended so.
+    pub(crate) fn ended(&self, outcome: &str) -> f64 {
+        self.metric(&format!("serve_requests_total{{outcome=\"{outcome}\"}}"))
+    }
+
     /// Waits until a number is so.
     pub(crate) fn wait_for(&self, name: &str, is_so: impl Fn(f64) -> bool) {
         let begun = Instant::now();
@@ -79,7 +84,7 @@ impl Server {
 
     /// Waits until nothing is being done.
     pub(crate) fn wait_until_idle(&self) {
-        for name in ["llama_running", "llama_waiting", "serve_requests_in_flight"] {
+        for name in ["llama_running", "llama_waiting", "serve_answers_in_flight"] {
             self.wait_for(name, |value| value == 0.0);
         }
     }
@@ -90,7 +95,7 @@ impl Server {
     }
 
     /// Waits until it has ended.
-    pub(crate) fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let begun = Instant::now();
         loop {
             match self.child.try_wait().unwrap() {
@@ -128,6 +133,11 @@ impl Response {
         let body =
             if head.contains("transfer-encoding: chunked") { unchunked(body) } else { body.to_owned() };
         Self { status, head, body }
+    }
+
+    /// A header's value; all of the head is in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
     pub(crate) fn json(&self) -> Value {

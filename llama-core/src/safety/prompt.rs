@@ -9,7 +9,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{Dialog, Error, Message};
 
 /// One prompt of a call.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Prompt {
     /// Empty where nothing is to be computed.
     pub(crate) tokens: Vec<TokenId>,

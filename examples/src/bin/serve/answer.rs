@@ -3,36 +3,49 @@
 //! Whatever may take long and does not wait (judging, turning text into tokens) runs where it holds up no other request: a call begins on a
 //! thread for such work; an answer whose output is judged is read with the runtime told of it. Nothing is read ahead of the client:
 //! what it does not take yet waits in the engine, no more than an answer, while the engine goes on. Dropping this ends the answers,
-//! frees their slots and the request's place, whichever way the request has ended.
+//! frees their slots and places, whichever way the request has ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
-use llama_core::{BatchStream, FinishReason, Judgement, StreamEvent, Usage};
+use llama_core::{BatchStream, FinishReason, StreamEvent, Usage};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::App;
 use crate::call;
 use crate::error::ApiError;
+use crate::metrics::{Outcome, Underway};
 use crate::request::Request;
-use crate::token::{Offsets, Token};
+use crate::token::{Cursor, Token};
 
 /// The answers to a request.
 pub(crate) struct Answers {
     app: Arc<App>,
     stream: BatchStream,
-    offsets: Vec<Offsets>,
+    rows: Vec<Row>,
+    /// Whether tokens are told beside their text.
+    logprobs: bool,
     /// What was read and not yet told.
     held: Option<(usize, Delta)>,
+    /// What ends all answers once that is told.
+    failure: Option<ApiError>,
     /// Answers to each prompt.
     n: usize,
-    unfinished: usize,
     usage: TotalUsage,
-    arrived: Instant,
-    told: bool,
-    _place: OwnedSemaphorePermit,
+    underway: Underway,
+    // Dropped behind the stream: a place is free when its slot is.
+    _places: OwnedSemaphorePermit,
+}
+
+/// One of the answers.
+#[derive(Debug)]
+struct Row {
+    cursor: Cursor,
+    /// Whether its next text is its prompt.
+    is_echo: bool,
+    has_text: bool,
+    end: Option<FinishReason>,
 }
 
 /// More of an answer; the whole of it, where it is waited for.
@@ -52,76 +65,66 @@ pub(crate) struct TotalUsage {
     pub(crate) completion_tokens: usize,
 }
 
+/// More of one of the answers, and which one.
+type Told = Result<(usize, Delta), ApiError>;
+
 impl Answers {
     /// Hands the request to the model.
     pub(crate) async fn begin(
         app: &Arc<App>,
         request: Request,
-        arrived: Instant,
-        place: OwnedSemaphorePermit,
+        places: OwnedSemaphorePermit,
+        mut underway: Underway,
     ) -> Result<Self, ApiError> {
-        let (n, n_rows) = (request.n, request.prompts.len().saturating_mul(request.n));
-        let stream = call::submit(app, request).await?;
-        let offsets = (0..n_rows).map(|_| Offsets::default()).collect();
-        Ok(Self {
-            app: Arc::clone(app),
-            stream,
-            offsets,
-            held: None,
-            n,
-            unfinished: n_rows,
-            usage: TotalUsage::default(),
-            arrived,
-            told: false,
-            _place: place,
-        })
+        let (n, logprobs) = (request.n, request.options.logprobs);
+        let echoes = request.echoes(app.llama.tokenizer());
+        let rows = echoes.iter().flat_map(|is_echo| std::iter::repeat_n(*is_echo, n));
+        let rows = rows.map(|is_echo| Row::new(request.options.echo, is_echo)).collect();
+        let (stream, places) = match call::submit(app, request, places).await {
+            Ok(submitted) => submitted,
+            Err(error) => {
+                underway.ended(error.outcome());
+                return Err(error);
+            }
+        };
+        let (held, failure, usage) = (None, None, TotalUsage::default());
+        let app = Arc::clone(app);
+        Ok(Self { app, stream, rows, logprobs, held, failure, n, usage, underway, _places: places })
     }
 
-    /// More of one of the answers, and which one: all that is there of it. `None` after the last.
-    pub(crate) fn poll_next(
-        &mut self,
-        context: &Context<'_>,
-    ) -> Poll<Option<Result<(usize, Delta), ApiError>>> {
+    /// More of one of the answers: all that is there of it. `None` after the last, and after an error nothing.
+    pub(crate) fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Told>> {
         loop {
-            let (row, event) = match self.poll_event(context) {
-                Poll::Pending => return self.held.take().map_or(Poll::Pending, |held| self.tell(held)),
-                Poll::Ready(None) => match self.held.take() {
-                    Some(held) => return self.tell(held),
-                    None => return Poll::Ready(None),
-                },
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+            if let Some(error) = self.failure.take_if(|_| self.held.is_none()) {
+                self.underway.ended(error.outcome());
+                return Poll::Ready(Some(Err(error)));
+            }
+            // What was said before a failure is told before it, and nothing behind it is read.
+            let has_failed = self.failure.is_some();
+            let event = if has_failed { Poll::Ready(None) } else { self.poll_event(context) };
+            let (row, event) = match event {
                 Poll::Ready(Some(Ok(event))) => event,
+                Poll::Ready(Some(Err(error))) => {
+                    self.failure = Some(error);
+                    continue;
+                }
+                Poll::Pending | Poll::Ready(None) if self.held.is_some() => {
+                    return Poll::Ready(self.held.take().map(Ok));
+                }
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
             };
             let before = self.held.take_if(|(held, delta)| *held != row || delta.finish_reason.is_some());
-            let (_, delta) = self.held.get_or_insert_with(|| (row, Delta::default()));
-            let offsets = &mut self.offsets[row]; // a row of the call
-            match event {
-                StreamEvent::Text(text) => {
-                    offsets.text(&text);
-                    delta.text.push_str(&text);
-                }
-                StreamEvent::Token(token) => {
-                    delta.tokens.push(offsets.token(self.app.llama.tokenizer(), token))
-                }
-                StreamEvent::Finished { finish_reason, judgements, usage, metrics } => {
-                    let said_nothing = offsets.is_at_start();
-                    delta.finish_reason = match finished(finish_reason, said_nothing) {
-                        Ok(reason) => Some(reason),
-                        Err(error) => return Poll::Ready(Some(Err(error))),
-                    };
-                    self.count(row, usage, metrics.cached_tokens, &judgements);
-                }
-                _ => {}
-            }
+            self.take(row, event);
             if let Some(before) = before {
-                return self.tell(before);
+                return Poll::Ready(Some(Ok(before)));
             }
         }
     }
 
     /// Waits for all answers.
     pub(crate) async fn wait(mut self) -> Result<(Vec<Delta>, TotalUsage), ApiError> {
-        let mut answers: Vec<Delta> = self.offsets.iter().map(|_| Delta::default()).collect();
+        let mut answers: Vec<Delta> = self.rows.iter().map(|_| Delta::default()).collect();
         while let Some(next) = std::future::poll_fn(|context| self.poll_next(context)).await {
             let (row, delta) = next?;
             let answer = &mut answers[row]; // a row of the call
@@ -137,15 +140,7 @@ impl Answers {
     }
 
     pub(crate) fn n_rows(&self) -> usize {
-        self.offsets.len()
-    }
-
-    fn tell(&mut self, (row, delta): (usize, Delta)) -> Poll<Option<Result<(usize, Delta), ApiError>>> {
-        if !self.told && !delta.text.is_empty() {
-            self.told = true;
-            self.app.metrics.first_text.observe(self.arrived.elapsed());
-        }
-        Poll::Ready(Some(Ok((row, delta))))
+        self.rows.len()
     }
 
     fn poll_event(&mut self, context: &Context<'_>) -> Poll<Option<Result<(usize, StreamEvent), ApiError>>> {
@@ -161,37 +156,73 @@ impl Answers {
         }
     }
 
-    fn count(&mut self, row: usize, usage: Usage, cached_tokens: usize, judgements: &[Judgement]) {
-        self.unfinished -= 1;
+    /// Adds an event to what is held.
+    fn take(&mut self, place: usize, event: StreamEvent) {
+        let row = &mut self.rows[place]; // a row of the call
+        let (_, delta) = self.held.get_or_insert_with(|| (place, Delta::default()));
+        match event {
+            StreamEvent::Text(text) => {
+                row.has_text = true;
+                if !std::mem::take(&mut row.is_echo) {
+                    self.underway.has_text();
+                }
+                row.cursor.text(&text);
+                delta.text.push_str(&text);
+            }
+            StreamEvent::Token(token) if self.logprobs => {
+                delta.tokens.push(row.cursor.token(self.app.llama.tokenizer(), token));
+            }
+            StreamEvent::Finished { finish_reason, usage, metrics, .. } => {
+                row.end = Some(finish_reason);
+                self.count(place, usage, metrics.cached_tokens);
+                match (self.finished(finish_reason), &mut self.held) {
+                    (Ok(reason), Some((_, delta))) => delta.finish_reason = Some(reason),
+                    (Err(error), _) => self.failure = Some(error),
+                    (Ok(_), None) => {} // held above
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&mut self, place: usize, usage: Usage, cached_tokens: usize) {
         self.usage.completion_tokens += usage.completion_tokens;
-        if row.is_multiple_of(self.n) {
+        if place.is_multiple_of(self.n) {
             self.usage.prompt_tokens += usage.prompt_tokens;
             self.usage.cached_tokens += cached_tokens;
         }
-        self.app.metrics.judged(judgements);
+    }
+
+    /// OpenAI's word for an answer's end, where it is not an error that the client should hear of.
+    fn finished(&mut self, reason: FinishReason) -> Result<&'static str, ApiError> {
+        let ended_by = |row: &Row, reason| row.end == Some(reason);
+        let has_text = self.rows.iter().any(|row| row.has_text);
+        if reason == FinishReason::Cancelled {
+            return Err(ApiError::shutting_down());
+        }
+        if !has_text && self.rows.iter().all(|row| ended_by(row, FinishReason::Deadline)) {
+            return Err(ApiError::out_of_time());
+        }
+        if self.rows.iter().all(|row| row.end.is_some()) {
+            let is_cut_off = self.rows.iter().any(|row| ended_by(row, FinishReason::Deadline));
+            self.underway.ended(if is_cut_off { Outcome::Deadline } else { Outcome::Complete });
+        }
+        Ok(match reason {
+            FinishReason::Stop | FinishReason::StopString => "stop",
+            FinishReason::Guarded | FinishReason::Refused => "content_filter",
+            _ => "length", // cut off, all of them
+        })
     }
 }
 
-impl Drop for Answers {
-    fn drop(&mut self) {
-        self.app.metrics.answered(self.arrived.elapsed(), self.unfinished == 0);
+impl Row {
+    fn new(has_echo: bool, is_echo: bool) -> Self {
+        Self { cursor: Cursor::new(has_echo), is_echo, has_text: false, end: None }
     }
 }
 
 impl std::fmt::Debug for Answers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answers").field("unfinished", &self.unfinished).finish_non_exhaustive()
-    }
-}
-
-/// OpenAI's word for an end, where it is not an error that the client should hear of.
-fn finished(reason: FinishReason, said_nothing: bool) -> Result<&'static str, ApiError> {
-    match reason {
-        FinishReason::Stop | FinishReason::StopString => Ok("stop"),
-        FinishReason::Guarded | FinishReason::Refused => Ok("content_filter"),
-        FinishReason::Cancelled => Err(ApiError::shutting_down()),
-        FinishReason::Deadline if said_nothing => Err(ApiError::out_of_time()),
-        // Cut off, all of them.
-        _ => Ok("length"),
+        f.debug_struct("Answers").field("rows", &self.rows.len()).finish_non_exhaustive()
     }
 }

@@ -13,6 +13,7 @@ use crate::access::Access;
 use crate::error::ApiError;
 use crate::format::unix_time;
 use crate::metrics::Metrics;
+use crate::request::BadRequest;
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -21,11 +22,12 @@ pub(crate) struct App {
     pub(crate) is_guarded: bool,
     /// The model's name.
     pub(crate) model: String,
+    /// What a request says nothing about is so; but for the seed, which is the first that is given to one.
     pub(crate) defaults: GenerationOptions,
     pub(crate) limits: Limits,
     pub(crate) access: Access,
-    pub(crate) metrics: Metrics,
-    /// A place for each request that may be answered at a time.
+    pub(crate) metrics: Arc<Metrics>,
+    /// A place for each answer that may be under way at a time.
     places: Arc<Semaphore>,
     /// Ends all answers.
     pub(crate) cancel: CancelToken,
@@ -33,6 +35,8 @@ pub(crate) struct App {
     pub(crate) closing: AtomicBool,
     created: u64,
     ids: AtomicU64,
+    /// Of the next request that names none.
+    seed: AtomicU64,
     random: RandomState,
 }
 
@@ -40,6 +44,8 @@ pub(crate) struct App {
 pub(crate) struct Limits {
     pub(crate) max_concurrent: usize,
     pub(crate) max_queue_len: usize,
+    /// Of one request.
+    pub(crate) max_logprobs: usize,
     pub(crate) max_body_bytes: usize,
     /// A stream is silent for so long at most.
     pub(crate) keep_alive: Duration,
@@ -53,7 +59,10 @@ impl App {
         defaults: GenerationOptions,
         limits: Limits,
         access: Access,
+        metrics: Arc<Metrics>,
     ) -> Self {
+        let random = RandomState::new();
+        let seed = defaults.seed.unwrap_or_else(|| random.hash_one("seed"));
         Self {
             llama,
             is_guarded,
@@ -61,13 +70,14 @@ impl App {
             defaults,
             limits,
             access,
-            metrics: Metrics::default(),
+            metrics,
             places: Arc::new(Semaphore::new(limits.max_concurrent)),
             cancel: CancelToken::new(),
             closing: AtomicBool::new(false),
             created: unix_time(),
             ids: AtomicU64::new(0),
-            random: RandomState::new(),
+            seed: AtomicU64::new(seed),
+            random,
         }
     }
 
@@ -77,15 +87,26 @@ impl App {
         format!("{:016x}{:016x}", self.random.hash_one((n, 0)), self.random.hash_one((n, 1)))
     }
 
-    /// A place for a request, which frees it when it is dropped.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let limit = self.limits.max_concurrent;
-            ApiError::busy(format!("{limit} requests are being answered, and no more may be"))
+    /// A seed that no other request has had: who names none wants another answer each time.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Places for all answers to a request, free again when they are dropped. What will never have room is no matter of time.
+    pub(crate) fn places(&self, asked: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let Limits { max_concurrent, max_queue_len, .. } = self.limits;
+        let limit = max_concurrent.min(max_queue_len);
+        let permits = u32::try_from(asked).ok().filter(|_| asked <= limit).ok_or_else(|| {
+            let message = format!("{asked} answers are asked for in one request, expected at most {limit}");
+            BadRequest::new("n", message)
+        })?;
+        Arc::clone(&self.places).try_acquire_many_owned(permits).map_err(|_| {
+            let in_flight = self.in_flight();
+            ApiError::busy(format!("{in_flight} answers are under way, and {max_concurrent} may be: there is no room for {asked} more"))
         })
     }
 
-    /// Requests that have a place.
+    /// Answers that have a place.
     pub(crate) fn in_flight(&self) -> usize {
         self.limits.max_concurrent - self.places.available_permits()
     }

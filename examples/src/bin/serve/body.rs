@@ -10,7 +10,8 @@ use hyper::body::{Body, Bytes};
 
 use crate::error::ApiError;
 
-const TIME: Duration = Duration::from_secs(30);
+/// For a client to send it.
+pub(crate) const TIME: Duration = Duration::from_secs(30);
 
 /// A body that is too long is read on and thrown away, up to so many times the limit: most clients hear nothing before they have sent all.
 const DISCARDED: usize = 16;

@@ -6,6 +6,7 @@ use llama_core::sampler::SamplingError;
 use llama_core::{Error, FinishReason, GenerateError, Judgement};
 use serde_json::json;
 
+use crate::metrics::Outcome;
 use crate::request::{BadRequest, Prompts};
 
 #[derive(Debug)]
@@ -15,15 +16,26 @@ pub(crate) struct ApiError {
     param: Option<String>,
     code: Option<&'static str>,
     header: Option<(&'static str, &'static str)>,
+    outcome: Outcome,
 }
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: Some(code), header: None }
+        let (message, outcome) = (message.into(), Outcome::Refused);
+        Self { status, message, param: None, code: Some(code), header: None, outcome }
     }
 
     pub(crate) fn with_header(self, name: &'static str, value: &'static str) -> Self {
         Self { header: Some((name, value)), ..self }
+    }
+
+    fn with_outcome(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
+    }
+
+    /// What becomes of a request that ends with it.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.outcome
     }
 
     /// There is no room now, and soon there may be.
@@ -34,14 +46,13 @@ impl ApiError {
 
     pub(crate) fn shutting_down() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down")
+            .with_outcome(Outcome::Shutdown)
     }
 
     pub(crate) fn out_of_time() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "deadline_exceeded",
-            "the time for an answer was up before it began",
-        )
+        let message = "the time for an answer was up before it began";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded", message)
+            .with_outcome(Outcome::Deadline)
     }
 
     pub(crate) fn model_not_found(asked: &str, model: &str) -> Self {
@@ -54,33 +65,32 @@ impl ApiError {
     pub(crate) fn internal(cause: &dyn std::fmt::Display) -> Self {
         crate::log(&format!("an answer failed: {cause}"));
         let message = "the answer failed; the server's log has the cause";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message).with_outcome(Outcome::Error)
     }
 
-    /// A call that llama-core has not taken, of prompts each of which was to be answered n times.
-    pub(crate) fn not_taken(error: Error, prompts: &Prompts, n: usize) -> Self {
-        let message = error.to_string();
-        let bad =
-            |param: String, code| BadRequest { message: message.clone(), param: Some(param), code }.into();
-        match error {
-            Error::Generate(GenerateError::QueueFull { .. }) => Self::busy(message),
-            Error::ContextOverflow { row, .. } => bad(prompts.path(row / n), Some("context_length_exceeded")),
-            Error::EmptyPrompt { row } | Error::TokenOutOfRange { row, .. } => {
-                bad(prompts.path(row / n), None)
-            }
+    /// A call that llama-core has not taken; its error names prompts by their place in the request.
+    pub(crate) fn not_taken(error: Error, prompts: &Prompts) -> Self {
+        let param = match &error {
+            Error::Generate(GenerateError::QueueFull { .. }) => return Self::busy(error.to_string()),
             Error::Guarded { .. } => {
                 let message =
                     "lists of token ids cannot be judged, and this server's model is guarded: send text";
-                BadRequest::new("prompt", message).into()
+                return BadRequest::new("prompt", message).into();
             }
-            Error::Option { option, .. } => bad(option.to_owned(), None),
-            Error::Generate(GenerateError::Sampling(SamplingError::MinP(_))) => bad("min_p".to_owned(), None),
-            Error::Generate(GenerateError::Sampling(SamplingError::TopK)) => bad("top_k".to_owned(), None),
+            Error::ContextOverflow { row, .. } => {
+                let overflow = BadRequest::new(prompts.path(*row), error.to_string());
+                return overflow.with_code("context_length_exceeded").into();
+            }
+            Error::EmptyPrompt { row } | Error::TokenOutOfRange { row, .. } => prompts.path(*row),
+            Error::Option { option, .. } => (*option).to_owned(),
+            Error::Generate(GenerateError::Sampling(SamplingError::MinP(_))) => "min_p".to_owned(),
+            Error::Generate(GenerateError::Sampling(SamplingError::TopK)) => "top_k".to_owned(),
             Error::Generate(GenerateError::Sampling(SamplingError::RepetitionPenalty(_))) => {
-                bad("repetition_penalty".to_owned(), None)
+                "repetition_penalty".to_owned()
             }
-            other => Self::internal(&other),
-        }
+            other => return Self::internal(other),
+        };
+        BadRequest::new(param, error.to_string()).into()
     }
 
     /// A prompt that was refused before it began.
@@ -113,7 +123,8 @@ impl ApiError {
 
 impl From<BadRequest> for ApiError {
     fn from(BadRequest { message, param, code }: BadRequest) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, message, param, code, header: None }
+        let (status, outcome) = (StatusCode::BAD_REQUEST, Outcome::Refused);
+        Self { status, message, param, code, header: None, outcome }
     }
 }
 

@@ -10,16 +10,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame};
-use serde_json::Value;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::answer::Answers;
 use crate::format::Format;
-use crate::request::Streaming;
 
 pub(crate) struct Events {
     format: Format,
-    streaming: Streaming,
     /// `None` after the last.
     answers: Option<Answers>,
     ready: VecDeque<Bytes>,
@@ -27,21 +24,11 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(format: Format, streaming: Streaming, answers: Answers, keep_alive: Duration) -> Self {
+    pub(crate) fn new(format: Format, answers: Answers, keep_alive: Duration) -> Self {
         let mut silence = interval_at(Instant::now() + keep_alive, keep_alive);
         silence.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let opening: Vec<Value> = (0..answers.n_rows()).filter_map(|index| format.opening(index)).collect();
-        let mut events = Self { streaming, answers: None, ready: VecDeque::new(), silence, format };
-        opening.into_iter().for_each(|chunk| events.push(chunk));
-        events.answers = Some(answers);
-        events
-    }
-
-    fn push(&mut self, mut chunk: Value) {
-        if self.streaming.include_usage && chunk.get("usage").is_none() {
-            chunk["usage"] = Value::Null;
-        }
-        self.ready.push_back(format!("data: {chunk}\n\n").into());
+        let ready = (0..answers.n_rows()).filter_map(|index| format.opening(index)).map(event).collect();
+        Self { format, answers: Some(answers), ready, silence }
     }
 
     /// Reads on; whether there is something to send or nothing more will be.
@@ -50,25 +37,24 @@ impl Events {
         match answers.poll_next(context) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok((row, delta)))) => {
-                for chunk in self.format.chunks(row, &delta) {
-                    self.push(chunk);
-                }
+                self.ready.extend(self.format.chunks(row, &delta).into_iter().map(event));
             }
             Poll::Ready(Some(Err(error))) => {
-                self.ready.push_back(format!("data: {}\n\n", error.body()).into());
+                self.ready.push_back(event(error.body()));
                 self.answers = None;
             }
             Poll::Ready(None) => {
-                let usage = self.format.usage(answers.usage());
-                if self.streaming.include_usage {
-                    self.push(usage);
-                }
-                self.ready.push_back("data: [DONE]\n\n".into());
+                self.ready.extend(self.format.usage(answers.usage()).map(event));
+                self.ready.push_back(event("[DONE]".to_owned()));
                 self.answers = None;
             }
         }
         Poll::Ready(())
     }
+}
+
+fn event(data: String) -> Bytes {
+    format!("data: {data}\n\n").into()
 }
 
 impl Body for Events {

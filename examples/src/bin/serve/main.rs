@@ -12,6 +12,7 @@ mod call;
 mod error;
 mod events;
 mod format;
+mod guard;
 mod listen;
 mod metrics;
 mod page;
@@ -31,6 +32,7 @@ use app::{App, Limits};
 use args::Args;
 use clap::Parser;
 use examples::Outcome;
+use metrics::Metrics;
 use tokio::sync::Notify;
 
 /// Connections and threads for judging need no more; the model has threads of its own.
@@ -46,7 +48,9 @@ fn serve(args: &Args) -> Outcome {
         format!("{} cannot be listened at: {error} (--bind takes another address)", args.bind)
     })?;
     listener.set_nonblocking(true)?;
-    let llama = args.load()?;
+    let metrics = Arc::new(Metrics::default());
+    let access = Access::new(args.api_key()?, args.allow_origin.clone(), args.own_hosts()?);
+    let llama = args.load(&metrics)?;
     let app = Arc::new(App::new(
         llama,
         args.is_guarded(),
@@ -55,10 +59,12 @@ fn serve(args: &Args) -> Outcome {
         Limits {
             max_concurrent: args.max_concurrent,
             max_queue_len: args.max_queue_len,
+            max_logprobs: args.max_logprobs,
             max_body_bytes: args.max_body_bytes,
             keep_alive: Duration::from_secs(args.keep_alive),
         },
-        Access::new(args.api_key(), args.allow_origin.clone()),
+        access,
+        metrics,
     ));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -83,8 +89,12 @@ async fn run(listener: TcpListener, app: Arc<App>, args: &Args) -> io::Result<()
         "{} is served at http://{address}: a page to chat at /, OpenAI's API under /v1",
         app.model
     );
-    let (router, grace) = (routes::router(&app), Duration::from_secs(args.grace));
-    listen::serve(listener, router, app, args.max_connections, grace, stop, hurry).await;
+    let limits = listen::Limits {
+        max_connections: args.max_connections,
+        deadline: Duration::from_secs(args.deadline),
+        grace: Duration::from_secs(args.grace),
+    };
+    listen::serve(listener, routes::router(&app), app, limits, stop, hurry).await;
     Ok(())
 }
 

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use llama_core::{EngineStats, Judgement, Outcome, Side};
+use llama_core::EngineStats;
 
 /// Upper bounds of the buckets, in seconds.
 const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// How often each took how long.
 #[derive(Debug, Default)]
-pub(crate) struct Histogram {
+struct Histogram {
     /// Those up to each bound and above the one before; the last above all.
     buckets: [AtomicU64; SECONDS.len() + 1],
     microseconds: AtomicU64,
@@ -25,16 +25,73 @@ type Counters = Mutex<BTreeMap<String, u64>>;
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     responses: Counters,
+    /// By [`Outcome`].
+    requests: [AtomicU64; OUTCOMES.len()],
     judgements: Counters,
-    /// From a request's arrival to its first text.
-    pub(crate) first_text: Histogram,
-    /// From a request's arrival to the end of its answers.
-    completed: Histogram,
-    abandoned: AtomicU64,
+    first_text: Histogram,
+    answered: Histogram,
+}
+
+/// How a request for answers has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All its answers are complete, those that a guard ended included.
+    Complete,
+    /// Nobody wanted them any more.
+    ClientGone,
+    /// Its time was up.
+    Deadline,
+    /// It failed, and the fault is the server's.
+    Error,
+    /// The server stopped.
+    Shutdown,
+    /// It was not begun: it was wrong, a guard refused it, or there was no room.
+    Refused,
+}
+
+/// Their names, in their order.
+const OUTCOMES: [&str; 6] = ["complete", "client_gone", "deadline", "error", "shutdown", "refused"];
+
+/// A request for answers that is under way: however it ends, that is counted when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Underway {
+    metrics: Arc<Metrics>,
+    arrived: Instant,
+    has_text: bool,
+    outcome: Outcome,
+}
+
+impl Underway {
+    /// A request that has arrived now.
+    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
+        let (metrics, arrived) = (Arc::clone(metrics), Instant::now());
+        // As long as nobody says otherwise, it ends because nobody asks for more.
+        Self { metrics, arrived, has_text: false, outcome: Outcome::ClientGone }
+    }
+
+    /// There is text of an answer.
+    pub(crate) fn has_text(&mut self) {
+        if !std::mem::replace(&mut self.has_text, true) {
+            self.metrics.first_text.observe(self.arrived.elapsed());
+        }
+    }
+
+    pub(crate) fn ended(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.metrics.requests[self.outcome as usize].fetch_add(1, Ordering::Relaxed); // there is one for each
+        if matches!(self.outcome, Outcome::Complete | Outcome::Deadline) {
+            self.metrics.answered.observe(self.arrived.elapsed());
+        }
+    }
 }
 
 impl Histogram {
-    pub(crate) fn observe(&self, time: Duration) {
+    fn observe(&self, time: Duration) {
         let bucket = SECONDS.partition_point(|bound| *bound < time.as_secs_f64());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed); // at most as many as bounds, and there is one more
         let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -60,75 +117,51 @@ impl Metrics {
         add(&self.responses, format!("route=\"{route}\",status=\"{status}\""));
     }
 
-    pub(crate) fn judged(&self, judgements: &[Judgement]) {
-        for judgement in judgements {
-            let side = match judgement.side {
-                Side::Input => "input",
-                Side::Output => "output",
-            };
-            let outcome = match judgement.outcome {
-                Outcome::Replaced => "replaced",
-                Outcome::Failed => "failed",
-                _ => "refused",
-            };
-            let category = escaped(&judgement.category);
-            add(&self.judgements, format!("side=\"{side}\",outcome=\"{outcome}\",category=\"{category}\""));
-        }
+    pub(crate) fn judged(&self, side: &str, outcome: &str, category: &str) {
+        let category = escaped(category);
+        add(&self.judgements, format!("side=\"{side}\",outcome=\"{outcome}\",category=\"{category}\""));
     }
 
-    /// A request is over: its answers are complete, or nobody wants them any more.
-    pub(crate) fn answered(&self, time: Duration, is_complete: bool) {
-        if is_complete {
-            self.completed.observe(time);
-        } else {
-            self.abandoned.fetch_add(1, Ordering::Relaxed);
+    /// All of it, as Prometheus reads it.
+    pub(crate) fn exposition(&self, stats: EngineStats, in_flight: usize) -> String {
+        let mut out = String::new();
+        counters(&mut out, "serve_responses_total", "Responses by route and status.", &self.responses);
+        let name = "serve_requests_total";
+        let _ = writeln!(out, "# HELP {name} Requests for answers by how they ended.\n# TYPE {name} counter");
+        for (outcome, count) in OUTCOMES.iter().zip(&self.requests) {
+            let _ = writeln!(out, "{name}{{outcome=\"{outcome}\"}} {}", count.load(Ordering::Relaxed));
         }
-    }
-
-    /// All of it.
-    pub(crate) fn text(&self, stats: EngineStats, in_flight: usize) -> String {
-        let out = &mut String::new();
-        counters(out, "serve_responses_total", "Responses by route and status.", &self.responses);
-        counters(out, "serve_guard_judgements_total", "What guards did not simply allow.", &self.judgements);
-        self.first_text.write(
-            out,
-            "serve_time_to_first_text_seconds",
-            "From a request's arrival to its first text.",
-        );
-        self.completed.write(
-            out,
-            "serve_answer_seconds",
-            "From a request's arrival to the end of its answers.",
-        );
-        let abandoned = self.abandoned.load(Ordering::Relaxed);
+        let help = "What guards did not simply allow.";
+        counters(&mut out, "serve_guard_judgements_total", help, &self.judgements);
+        let help = "From a request's arrival to the first text of an answer.";
+        self.first_text.write(&mut out, "serve_time_to_first_text_seconds", help);
+        let help = "From a request's arrival to the end of its answers.";
+        self.answered.write(&mut out, "serve_answer_seconds", help);
         let EngineStats {
-            slots, running, waiting, prefilled_tokens, cached_tokens, generated_tokens, ..
+            slots,
+            running,
+            waiting,
+            admitted,
+            prefilled_tokens,
+            cached_tokens,
+            generated_tokens,
+            ..
         } = stats;
+        let in_cache = "Tokens of prompts that were in the KV cache.";
         let plain = [
-            ("serve_abandoned_total", "counter", "Requests that ended before their answers did.", abandoned),
-            ("serve_requests_in_flight", "gauge", "Requests that are being answered.", in_flight as u64),
+            ("serve_answers_in_flight", "gauge", "Answers that have a place.", in_flight as u64),
             ("llama_slots", "gauge", "Slots of the KV cache.", slots as u64),
             ("llama_running", "gauge", "Prompts that hold a slot.", running as u64),
             ("llama_waiting", "gauge", "Prompts that wait for a slot.", waiting as u64),
-            ("llama_admitted_total", "counter", "Prompts that were given a slot.", stats.admitted),
-            (
-                "llama_prefilled_tokens_total",
-                "counter",
-                "Tokens of prompts that were computed.",
-                prefilled_tokens,
-            ),
-            (
-                "llama_cached_tokens_total",
-                "counter",
-                "Tokens of prompts that were in the KV cache.",
-                cached_tokens,
-            ),
+            ("llama_admitted_total", "counter", "Prompts that were given a slot.", admitted),
+            ("llama_prefilled_tokens_total", "counter", "Tokens of prompts computed.", prefilled_tokens),
+            ("llama_cached_tokens_total", "counter", in_cache, cached_tokens),
             ("llama_generated_tokens_total", "counter", "Tokens of answers.", generated_tokens),
         ];
         for (name, kind, help, value) in plain {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
         }
-        std::mem::take(out)
+        out
     }
 }
 

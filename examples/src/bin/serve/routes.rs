@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path, Request as HttpRequest, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::answer::Answers;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::events::Events;
 use crate::format::{Format, Kind};
-use crate::{body, page, request};
+use crate::metrics::Underway;
+use crate::request::{BadRequest, Request};
+use crate::{access, body, page, request};
 
 /// All routes.
 pub(crate) fn router(app: &Arc<App>) -> Router {
@@ -44,19 +46,28 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
 /// Who may ask, what all responses say, and that they are counted.
 async fn every_request(State(app): State<Arc<App>>, request: HttpRequest, next: Next) -> Response {
     let route = route(request.uri().path());
-    let origin = app.access.allowed_origin(request.headers());
-    let is_preflight = request.method() == Method::OPTIONS && origin.is_some();
-    let mut response = if is_preflight {
-        StatusCode::NO_CONTENT.into_response()
-    } else if let Err(error) = app.access.check(route, request.headers()) {
+    let headers = request.headers();
+    let origin = app.access.allowed_origin(headers);
+    let is_preflight = request.method() == Method::OPTIONS
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        && origin.is_some();
+    let mut response = if let Err(error) = app.access.check_source(headers) {
+        error.into_response()
+    } else if is_preflight {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+        access::allow(asked, response.headers_mut());
+        response
+    } else if let Err(error) = app.access.check_key(route, headers) {
         error.into_response()
     } else {
         next.run(request).await
     };
     if let Some(origin) = origin {
-        app.access.allow(origin, response.headers_mut());
+        access::share(origin, response.headers_mut());
     }
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let for_all = [(header::VARY, "origin"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    response.headers_mut().extend(for_all.map(|(name, value)| (name, HeaderValue::from_static(value))));
     app.metrics.responded(route, response.status().as_u16());
     response
 }
@@ -83,7 +94,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.text(app.llama.stats(), app.in_flight());
+    let text = app.metrics.exposition(app.llama.stats(), app.in_flight());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
@@ -106,11 +117,41 @@ async fn completions(State(app): State<Arc<App>>, request: HttpRequest) -> Resul
 
 /// Answers a request, all at once or as a stream.
 async fn complete(app: &Arc<App>, kind: Kind, http: HttpRequest) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
+    let mut underway = Underway::new(&app.metrics);
+    let (request, places) = match admit(app, kind, http).await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            underway.ended(error.outcome());
+            return Err(error);
+        }
+    };
+    let format = Format::new(kind, app, &request);
+    let streams = request.stream.is_some();
+    let answers = Answers::begin(app, request, places, underway).await?;
+    if streams {
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream"),
+            (header::CACHE_CONTROL, "no-cache"),
+            (HeaderName::from_static("x-accel-buffering"), "no"), // a proxy is to keep nothing back
+        ];
+        let events = Events::new(format, answers, app.limits.keep_alive);
+        return Ok((headers, axum::body::Body::new(events)).into_response());
+    }
+    let (answers, usage) = answers.wait().await?;
+    // Logprobs are many.
+    let body = tokio::task::block_in_place(|| format.whole(&answers, usage));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Reads a request, and gives it its places once it is there: who takes long to send one holds up nobody.
+async fn admit(
+    app: &Arc<App>,
+    kind: Kind,
+    http: HttpRequest,
+) -> Result<(Request, OwnedSemaphorePermit), ApiError> {
     if app.closing.load(Ordering::Relaxed) {
         return Err(ApiError::shutting_down());
     }
-    let place = app.place()?;
     let bytes = body::read(http, app.limits.max_body_bytes).await?;
     let request = match kind {
         Kind::Chat => request::chat(&bytes, &app.defaults)?,
@@ -118,25 +159,15 @@ async fn complete(app: &Arc<App>, kind: Kind, http: HttpRequest) -> Result<Respo
     };
     drop(bytes);
     check_model(app, &request.model)?;
-    let (asked, limit) = (request.prompts.len().saturating_mul(request.n), app.limits.max_queue_len);
+    let (asked, limit) = (request.max_logprobs(app.llama.max_seq_len()), app.limits.max_logprobs);
     if asked > limit {
-        let message = format!("{asked} answers are asked for in one request, expected at most {limit}");
-        return Err(request::BadRequest::new("n", message).into());
+        let message = format!(
+            "up to {asked} log-probabilities are asked for, expected at most {limit}: less of `n`, tokens or `top_logprobs` gives fewer"
+        );
+        return Err(BadRequest::new("logprobs", message).into());
     }
-    let format = Format::new(kind, &app.id(), app.model.clone(), request.options.logprobs);
-    let streaming = request.stream;
-    let answers = Answers::begin(app, request, arrived, place).await?;
-    Ok(match streaming {
-        Some(streaming) => {
-            let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-            (headers, axum::body::Body::new(Events::new(format, streaming, answers, app.limits.keep_alive)))
-                .into_response()
-        }
-        None => {
-            let (answers, usage) = answers.wait().await?;
-            json_body(&format.whole(answers, usage)).into_response()
-        }
-    })
+    let places = app.places(request.n_answers())?;
+    Ok((request, places))
 }
 
 fn check_model(app: &App, asked: &str) -> Result<(), ApiError> {

@@ -12,14 +12,18 @@ pub(crate) fn chat(body: &[u8], defaults: &GenerationOptions) -> Result<Request,
     let messages: Vec<Value> = fields.require("messages")?;
     let dialog = dialog(messages)?;
     let max_tokens = fields.take_within("max_tokens", 1..=u32::MAX)?;
-    let max_gen_len = fields.take_within("max_completion_tokens", 1..=u32::MAX)?.or(max_tokens);
+    let max_completion_tokens = fields.take_within("max_completion_tokens", 1..=u32::MAX)?;
+    if max_tokens.is_some() && max_completion_tokens.is_some() {
+        let message = "`max_tokens` is the older name of `max_completion_tokens`: send one of them";
+        return Err(BadRequest::new("max_tokens", message));
+    }
     let logprobs = fields.take("logprobs")?.unwrap_or(false);
     let top_logprobs = fields.take_within("top_logprobs", 0..=20)?.unwrap_or(0);
     if top_logprobs > 0 && !logprobs {
         return Err(BadRequest::new("top_logprobs", "`top_logprobs` is for requests with `logprobs` alone"));
     }
     let options = GenerationOptions {
-        max_gen_len: max_gen_len.map(|n| n as usize).or(defaults.max_gen_len),
+        max_gen_len: max_completion_tokens.or(max_tokens).map(|n| n as usize).or(defaults.max_gen_len),
         logprobs,
         top_logprobs,
         ..defaults.clone()
@@ -41,9 +45,11 @@ fn dialog(messages: Vec<Value>) -> Result<Dialog, BadRequest> {
             })?,
         };
         // Of an answer that was given, as clients send it back.
-        for name in ["refusal", "annotations", "tool_calls", "function_call", "audio", "name"] {
+        for name in ["refusal", "annotations", "tool_calls", "function_call", "audio"] {
             fields.refuse(name, |value| value.as_array().is_some_and(Vec::is_empty))?;
         }
+        // The format has no place for it.
+        fields.ignore(&["name"]);
         let content = content(&mut fields)?;
         fields.finish()?;
         let message = Message::new(role, content);

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::BadRequest;
+use super::json::Unambiguous;
 
 /// The fields of an object that nobody has taken yet.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ impl Fields {
     pub(super) fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let refuse = |message| BadRequest { message, param: None, code: None };
         match serde_json::from_slice(body) {
-            Ok(Value::Object(left)) => Ok(Self { left, path: String::new() }),
+            Ok(Unambiguous(Value::Object(left))) => Ok(Self { left, path: String::new() }),
             Ok(_) => Err(refuse("the body is to be a JSON object".to_owned())),
             Err(error) => Err(refuse(format!("the body could not be read as JSON: {error}"))),
         }

@@ -2,17 +2,20 @@
 //!
 //! Nothing here knows HTTP. Fields are taken one by one ([`Fields`]), so that an error names the field, and what nobody has taken is
 //! a field that does not exist. As OpenAI does it: `null` asks for nothing, a field that does not exist is an error, and so is one that
-//! would change the answer and cannot be had; what only describes the caller (`user`, `metadata` …) is let pass.
+//! would change the answer and cannot be had; what only describes the caller (`user`, `metadata` …) is let pass. Nothing is said twice: of two
+//! fields with one name, or two names for one thing, neither counts silently.
 
 mod chat;
 mod completion;
 mod fields;
+mod json;
 mod options;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use chat::chat;
 pub(crate) use completion::completion;
+use llama_core::tokenizer::Tokenizer;
 use llama_core::{Dialog, GenerationOptions, TokenId};
 
 /// A request that can be answered.
@@ -49,6 +52,35 @@ pub(crate) struct BadRequest {
     /// The field at fault, as a path: `messages[0].content`.
     pub(crate) param: Option<String>,
     pub(crate) code: Option<&'static str>,
+}
+
+impl Request {
+    /// Answers that it asks for.
+    pub(crate) fn n_answers(&self) -> usize {
+        self.prompts.len().saturating_mul(self.n)
+    }
+
+    /// Log-probabilities that it may be answered with at most, in a context of so many tokens.
+    pub(crate) fn max_logprobs(&self, max_seq_len: usize) -> usize {
+        let GenerationOptions { logprobs, top_logprobs, echo, max_gen_len, .. } = self.options;
+        let tokens = if echo { max_seq_len } else { max_gen_len.unwrap_or(max_seq_len).min(max_seq_len) };
+        let each = if logprobs { top_logprobs.saturating_add(1) } else { 0 };
+        self.n_answers().saturating_mul(tokens).saturating_mul(each)
+    }
+
+    /// Whether an answer begins with its prompt's text, for each prompt.
+    pub(crate) fn echoes(&self, tokenizer: &Tokenizer) -> Vec<bool> {
+        let has_text = |list: &Vec<TokenId>| {
+            let told = list.split(|id| *id == tokenizer.eos_id()).next().unwrap_or_default();
+            tokenizer.decode(told).is_ok_and(|text| !text.is_empty())
+        };
+        let echo = |has_text: bool| self.options.echo && has_text;
+        match &self.prompts {
+            Prompts::Dialog(_) => vec![false],
+            Prompts::Texts(texts) => texts.iter().map(|text| echo(!text.is_empty())).collect(),
+            Prompts::Tokens(lists) => lists.iter().map(|list| echo(has_text(list))).collect(),
+        }
+    }
 }
 
 impl BadRequest {

@@ -99,3 +99,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_field_that_is_there_twice_is_refused_wherever_it_is() {
+    let fields = [
+        r#""n": 1, "n": 2"#,
+        r#""n": 1, "\u006e": 1"#,
+        r#""logit_bias": {"5": 1, "5": 2}"#,
+        r#""stream_options": {"include_usage": true, "include_usage": true}"#,
+    ];
+    let messages = r#""messages": [{"role": "user", "content": "x"}]"#;
+    let bodies = fields.iter().map(|fields| format!(r#"{{"model": "m", {messages}, {fields}}}"#));
+    let message = r#"{"model": "m", "messages": [{"role": "system", "role": "user", "content": "x"}]}"#;
+    for body in bodies.chain([message.to_owned()]) {
+        for error in both(body.as_bytes()).map(Result::unwrap_err) {
+            assert!(error.message.contains("is there twice"), "{body}: {error:?}");
+        }
+    }
+}
+
+/// One token has one bias, however its id is written.
+#[test]
+fn a_token_s_bias_is_there_once() {
+    let body =
+        r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": 1, "05": 2}}"#;
+    let error = chat(body.as_bytes(), &GenerationOptions::default()).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("logit_bias"));
+}
