@@ -25,6 +25,8 @@ pub mod kl;
 pub mod llama_bench;
 pub mod marks;
 pub mod memory;
+#[cfg(feature = "mpi")]
+pub mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 pub mod plot;
