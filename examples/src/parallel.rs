@@ -5,9 +5,9 @@
 use llama_core::LlamaBuilder;
 
 #[cfg(feature = "mpi")]
-pub use with_mpi::{finish, give_up, on_ranks};
+pub use with_mpi::{finish, give_up, leads, on_ranks};
 #[cfg(not(feature = "mpi"))]
-pub use without_mpi::{finish, give_up, on_ranks};
+pub use without_mpi::{finish, give_up, leads, on_ranks};
 
 #[cfg(feature = "mpi")]
 mod with_mpi {
@@ -25,11 +25,10 @@ mod with_mpi {
         JOB.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The builder for rank 0's part. On the other ranks the process follows rank 0 and ends: this does not return.
-    #[must_use]
-    pub fn on_ranks(builder: LlamaBuilder) -> LlamaBuilder {
+    /// This process's part of the job, which begins with the first to ask.
+    fn part() -> Arc<MpiCommunicator> {
         let mut job = job();
-        let mpi = match &*job {
+        match &*job {
             Some(mpi) => Arc::clone(mpi),
             None => match MpiCommunicator::init() {
                 Ok(mpi) => Arc::clone(job.insert(mpi)),
@@ -38,8 +37,19 @@ mod with_mpi {
                     exit(1)
                 }
             },
-        };
-        drop(job);
+        }
+    }
+
+    /// Whether this is rank 0, which has what there is one of: the terminal, a port.
+    #[must_use]
+    pub fn leads() -> bool {
+        part().rank() == 0
+    }
+
+    /// The builder for rank 0's part. On the other ranks the process follows rank 0 and ends: this does not return.
+    #[must_use]
+    pub fn on_ranks(builder: LlamaBuilder) -> LlamaBuilder {
+        let mpi = part();
         let rank = mpi.rank();
         let builder = builder.communicator(mpi);
         if rank == 0 {
@@ -74,6 +84,12 @@ mod without_mpi {
 
     /// What launchers tell a process of how many there are: Open MPI's, MPICH's and Slurm's words.
     const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
+
+    /// It does: there are no other ranks.
+    #[must_use]
+    pub fn leads() -> bool {
+        true
+    }
 
     /// The builder as it is. Several processes would each answer: that is told.
     #[must_use]

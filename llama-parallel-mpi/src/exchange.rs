@@ -210,3 +210,34 @@ fn wait<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sum_sends() {
+        let of = |len, size| {
+            let Traffic { exchanges, bytes } = Traffic::of_sum(len, size);
+            (exchanges, bytes)
+        };
+        assert_eq!([of(8192, 1), of(0, 2)], [(0, 0); 2]);
+        // Two ranks send all of it once; a prompt's, a chunk at a time.
+        assert_eq!([of(8192, 2), of(3 << 20, 2)], [(1, 8192 * 4), (3, (3 << 20) * 4)]);
+        // Few numbers to all; many in slices, an eighth of which stays.
+        assert_eq!([of(1024, 8), of(8192, 8)], [(1, 7 * 1024 * 4), (2, 2 * 7 * 1024 * 4)]);
+    }
+
+    #[test]
+    fn parts_are_added_in_the_order_of_the_ranks() {
+        let numbers = [1e8_f32, 1.0, -1e8, 0.5];
+        let expected = numbers[1..].iter().fold(numbers[0], |sum, x| sum + x);
+        for rank in 0..numbers.len() {
+            let mut received = numbers;
+            received[rank] = f32::NAN; // its own is not received
+            let mut own = [numbers[rank]];
+            sum(&mut parts_of(&mut received, 1, numbers.len()), rank, &mut own);
+            assert_eq!(own[0].to_bits(), expected.to_bits(), "rank {rank}");
+        }
+    }
+}

@@ -23,7 +23,7 @@ use llama_core::{BackendKind, Communicator, Device, MpiCommunicator, checkpoint}
 struct Args {
     /// Checkpoint [default: random weights]
     #[arg(short = 'm', long = "model")]
-    model: Option<String>,
+    model: Option<PathBuf>,
     /// Shape of random weights
     #[arg(long, default_value = "tinyllama")]
     shape: Shape,
@@ -58,7 +58,11 @@ struct Args {
 
 impl Args {
     fn name(&self) -> String {
-        self.model.clone().unwrap_or_else(|| format!("{} {}", self.shape.name(), self.file_type))
+        let file = self.model.as_ref().and_then(|path| path.file_stem());
+        file.map_or_else(
+            || format!("{} {}", self.shape.name(), self.file_type),
+            |name| name.to_string_lossy().into_owned(),
+        )
     }
 }
 

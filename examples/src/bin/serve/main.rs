@@ -20,6 +20,7 @@ mod request;
 mod routes;
 mod token;
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ use access::Access;
 use app::{App, Limits};
 use args::Args;
 use clap::Parser;
-use examples::Outcome;
+use examples::{Outcome, parallel};
 use tokio::sync::Notify;
 
 /// Connections and threads for judging need no more; the model has threads of its own.
@@ -42,11 +43,9 @@ fn main() -> ExitCode {
 
 fn serve(args: &Args) -> Outcome {
     // Before the model is loaded, which takes long: who has the port already is told at once.
-    let listener = TcpListener::bind(args.bind).map_err(|error| {
-        format!("{} cannot be listened at: {error} (--bind takes another address)", args.bind)
-    })?;
-    listener.set_nonblocking(true)?;
+    let listener = if parallel::leads() { Some(listen(args)?) } else { None };
     let llama = args.load()?;
+    let Some(listener) = listener else { return Ok(()) }; // a rank that has followed
     let app = Arc::new(App::new(
         llama,
         args.is_guarded(),
@@ -69,6 +68,14 @@ fn serve(args: &Args) -> Outcome {
     // Whoever is not done by now is not waited for.
     runtime.shutdown_background();
     Ok(())
+}
+
+fn listen(args: &Args) -> Result<TcpListener, Box<dyn Error>> {
+    let listener = TcpListener::bind(args.bind).map_err(|error| {
+        format!("{} cannot be listened at: {error} (--bind takes another address)", args.bind)
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 async fn run(listener: TcpListener, app: Arc<App>, args: &Args) -> io::Result<()> {
