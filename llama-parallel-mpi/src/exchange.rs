@@ -21,7 +21,7 @@ const FAR_CHUNK: usize = 1 << 20;
 /// what is on its way.
 const FAR_MESSAGE: usize = 1 << 13;
 /// Numbers that a rank may send beyond what a sum in slices would, to spare the second exchange: as long as its latency lasts.
-const SPARED: usize = 1 << 13;
+const SPARED: usize = 1 << 12;
 /// How long a rank that waits to be told something looks before it sleeps: longer than the gap between two steps of an answer.
 const SPIN: Duration = Duration::from_millis(2);
 /// Its sleeps: a sixteenth of what it has waited, so that nobody sees it, and at most so long: a rank with nothing to do costs nothing.
