@@ -225,7 +225,7 @@ mod tests {
         // Two ranks send all of it once; a prompt's, a chunk at a time.
         assert_eq!([of(8192, 2), of(3 << 20, 2)], [(1, 8192 * 4), (3, (3 << 20) * 4)]);
         // Few numbers to all; many in slices, an eighth of which stays.
-        assert_eq!([of(1024, 8), of(8192, 8)], [(1, 7 * 1024 * 4), (2, 2 * 7 * 1024 * 4)]);
+        assert_eq!([of(512, 8), of(8192, 8)], [(1, 7 * 512 * 4), (2, 2 * 7 * 1024 * 4)]);
     }
 
     #[test]
