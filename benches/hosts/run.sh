@@ -2,7 +2,7 @@
 # Measures a model on two ranks on hosts of their own, by link, into benches/record/ranks.csv.
 #
 #   benches/hosts/run.sh TARGET_DIR [FLAG OF ranks]…        (as root; Linux, iproute2, Open MPI)
-#   LINKS='one-host loopback 40000 10000 1000 relay:20 relay:100 relay:500' chooses: Mbit/s, or microseconds that a relay holds each frame
+#   LINKS='one-host loopback 10000 1000 relay:20 relay:100 relay:500' chooses: Mbit/s, or microseconds that a relay holds each frame
 #
 # The hosts are network namespaces. For a rate they are joined by a pair of virtual Ethernet devices, shaped with tbf both ways. For a latency
 # each has a pair of its own, and the program `delay` carries frames between their other ends (macvtap devices) and holds each. `delay ping` says

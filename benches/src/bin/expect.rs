@@ -65,6 +65,9 @@ fn measured(steps: &[Step], text: &mut String) -> Result<(), Error> {
     for (model, phase, ranks) in groups {
         let of_group = |step: &&Step| (&step.model[..], &step.phase[..], step.ranks) == (model, phase, ranks);
         let group: Vec<&Step> = steps.iter().filter(of_group).collect();
+        if group.len() < 2 {
+            continue; // one point fits any model
+        }
         let compute = network::fit(&group);
         for step in &group {
             let Link { name, latency, bandwidth } = &step.link;
