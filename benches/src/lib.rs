@@ -13,7 +13,8 @@
 //! - `cargo run --release -p benches --features tch --bin record_tch` measures a model of TinyLlama's shape, and every product that
 //!   the libtorch backend could have chosen, and appends to `benches/record/tch.csv` and `tch_ops.csv`.
 //! - `mpirun -n 2 --bind-to none target/release/ranks --shape tinyllama --type q4_0`, built with the feature `mpi`, measures a model on ranks against
-//!   one process of as many threads, and sums by size.
+//!   one process of as many threads, and sums by size; `benches/hosts/run.sh` measures it on hosts of their own, by link, and `expect` says what the record
+//!   lets expect of other links and models.
 //! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
 pub mod bandwidth;
@@ -25,6 +26,8 @@ pub mod kl;
 pub mod llama_bench;
 pub mod marks;
 pub mod memory;
+#[cfg(feature = "mpi")]
+pub mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 pub mod plot;

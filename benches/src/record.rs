@@ -58,7 +58,8 @@ pub fn when_and_where() -> [String; 3] {
 }
 
 /// What a program prints; nothing where there is no such program.
-pub(crate) fn said(program: &str, args: &[&str]) -> String {
+#[must_use]
+pub fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -30,6 +30,8 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator as _, CommunicatorCollectives};
 
+pub use exchange::Traffic;
+
 use exchange::Exchange;
 
 /// All ranks of the job, seen from this process.
@@ -92,7 +94,10 @@ impl MpiCommunicator {
         let (masks, _) = masks.as_chunks();
         let n_threads = cpus::share(masks, host.rank() as usize);
         let ranks_on_host = masks.len();
-        let state = Mutex::new(State { universe: Some(universe), exchange: Exchange::new(rank, size) });
+        let state = Mutex::new(State {
+            universe: Some(universe),
+            exchange: Exchange::new(rank, size, ranks_on_host == size),
+        });
         let in_use = AtomicBool::new(false);
         Ok(Arc::new(Self { rank, size, ranks_on_host, n_threads, in_use, state }))
     }
@@ -162,7 +167,7 @@ impl Communicator for MpiCommunicator {
 
     fn all_gather(&self, own: &[f32], lens: &[usize], all: &mut [f32]) -> Result<(), CommunicatorError> {
         CommunicatorError::check_gather(self, own, lens, all)?;
-        self.with(|_, world| exchange::all_gather(world, own, lens, all))?
+        self.with(|exchange, world| exchange.all_gather(world, own, lens, all))
     }
 
     fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<(), CommunicatorError> {

@@ -67,7 +67,7 @@ fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
     let (rank, size) = (mpi.rank(), mpi.size());
     assert_eq!(mpi.ranks_on_host(), size);
     // Sizes of either way to sum, and more than is summed at a time; in any other order the bits would differ.
-    for len in [0, 1, 5, 8192, 8193, 100_003, (1 << 20) + 9] {
+    for len in [0, 1, 5, 4096, 8193, 100_003, (1 << 20) + 9] {
         let number = |rank: usize, i: usize| {
             let small = ((i * 31 + rank * 17) % 101) as f32 / 7.0;
             if (i + rank).is_multiple_of(3) { small * 1e7 } else { small - 1e7 * (rank % 2) as f32 }
@@ -83,6 +83,13 @@ fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
     let mut all = vec![f32::NAN; lens.iter().sum()];
     mpi.all_gather(&vec![rank as f32; rank * 3], &lens, &mut all).unwrap();
     assert_eq!(all, (0..size).flat_map(|rank| vec![rank as f32; rank * 3]).collect::<Vec<_>>());
+    // More than one message each.
+    let len = (1 << 18) + 3;
+    let number = |rank: usize, i: usize| (i * size + rank) as f32;
+    let own: Vec<f32> = (0..len).map(|i| number(rank, i)).collect();
+    let mut all = vec![f32::NAN; len * size];
+    mpi.all_gather(&own, &vec![len; size], &mut all).unwrap();
+    assert!((0..size).all(|rank| (0..len).all(|i| all[rank * len + i] == number(rank, i))));
     let error = mpi.all_gather(&[1.0], &vec![2; size], &mut vec![0.0; 2 * size]).unwrap_err();
     assert!(matches!(error, CommunicatorError::Lengths { what: "own", .. }), "{error}");
     for root in 0..size {

@@ -47,7 +47,7 @@ pub struct Flags {
     /// How the result is printed
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Md)]
     pub output: Output,
-    /// A random model of this shape instead of a checkpoint: tinyllama, 7b or 13b
+    /// A random model of this shape instead of a checkpoint: tinyllama, 7b, 13b or 70b
     #[arg(long, value_name = "SHAPE")]
     pub random: Option<Shape>,
     /// The type of the random model: f32, f16, bf16, q8_0, q4_0, q4_K, q4_K_M and on [default: q4_0]

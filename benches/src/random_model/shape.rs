@@ -16,11 +16,13 @@ pub enum Shape {
     Llama7B,
     /// Llama 2 13B's.
     Llama13B,
+    /// Llama 2 70B's.
+    Llama70B,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::TinyLlama, Self::Llama7B, Self::Llama13B];
+    pub const ALL: [Self; 4] = [Self::TinyLlama, Self::Llama7B, Self::Llama13B, Self::Llama70B];
 
     /// The name, as flags have it.
     #[must_use]
@@ -29,6 +31,7 @@ impl Shape {
             Self::TinyLlama => "tinyllama",
             Self::Llama7B => "7b",
             Self::Llama13B => "13b",
+            Self::Llama70B => "70b",
         }
     }
 
@@ -39,6 +42,7 @@ impl Shape {
             Self::TinyLlama => (2048, 22, 32, 4, 5632),
             Self::Llama7B => (4096, 32, 32, 32, 11008),
             Self::Llama13B => (5120, 40, 40, 40, 13824),
+            Self::Llama70B => (8192, 80, 64, 8, 28672),
         };
         ModelConfig {
             dim,
