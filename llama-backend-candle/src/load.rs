@@ -32,7 +32,7 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     let dtype = if on_host || !dtype.is_quantized() { dtype } else { DType::F32 };
     let split = config
         .validate()
-        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params)));
+        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params.computation)));
     // What cannot be split, or is no model, is refused when it is loaded.
     let Some(split) = split.ok().filter(|split| !split.is_whole()) else {
         return plan_of(on_host, config, dtype, params);
@@ -115,7 +115,7 @@ pub(crate) fn load(
     plan(place, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    let split = Split::new(&config, &*params.communicator, computation(place, params))?;
+    let split = Split::new(&config, &*params.communicator, computation(place, params.computation))?;
     // Of the feed-forward network's width, which goes by the type of each layer, nothing below asks.
     let shape = shape(&split.local(DType::F32), params);
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
@@ -136,7 +136,7 @@ pub(crate) fn load(
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
     };
-    let computation = computation(place, params);
+    let computation = computation(place, params.computation);
     let mut reader = Reader { source, ops: &ops, computation, split: &split, notices: Vec::new() };
     let transformer = reader.transformer(&config, attention, params)?;
     let notices = reader.notices;
@@ -145,9 +145,9 @@ pub(crate) fn load(
 }
 
 /// How blocks are multiplied there: a device has no faster way than exactly.
-fn computation(place: &Place, params: &LoadParams) -> Computation {
+pub(crate) fn computation(place: &Place, asked: Computation) -> Computation {
     match place {
-        Place::Host(_) => params.computation,
+        Place::Host(_) => asked,
         Place::Tensors(_) => Computation::Exact,
     }
 }

@@ -1,7 +1,7 @@
 //! The operations, on MPI's: what is summed in which order, and how who waits does so.
 //!
-//! A sum over `N` ranks goes one of two ways, with the same bits. Few numbers: every rank sends all of its own to all, and each adds them
-//! up, in one exchange. Many: each rank is sent everybody's part of a slice, adds it up and sends the sums to all, in two exchanges of `1/N` of the numbers
+//! A sum over `N` ranks goes one of two ways, with the same bits. Where that is few numbers, every rank sends all of its own to all, and each adds
+//! them up, in one exchange. Else each rank is sent everybody's part of a slice, adds it up and sends the sums to all, in two exchanges of `1/N` of the numbers
 //! each. Two ranks send as much either way, and take the first.
 
 use std::thread;
@@ -16,7 +16,7 @@ use mpi::traits::{Communicator as _, CommunicatorCollectives, Root};
 
 /// Numbers that are summed at a time: what others send of them stays in a cache until it is added.
 const CHUNK: usize = 1 << 17;
-/// Up to here, numbers of a rank that are sent to all: an exchange's latency is more than their bytes.
+/// Up to here, numbers that a rank sends to all others together: an exchange's latency is more than their bytes.
 const FEW: usize = 1 << 13;
 /// How long a rank that waits to be told something looks before it sleeps: longer than the gap between two steps of an answer.
 const SPIN: Duration = Duration::from_millis(2);
@@ -44,7 +44,7 @@ impl Exchange {
             return;
         }
         for data in data.chunks_mut(CHUNK) {
-            if self.size == 2 || data.len() <= FEW {
+            if self.size == 2 || data.len() * (self.size - 1) <= FEW {
                 self.sum_all(world, data);
             } else {
                 self.sum_slices(world, data);
@@ -117,7 +117,7 @@ pub(crate) fn all_gather(
 ) -> Result<(), CommunicatorError> {
     const LIMIT: usize = Count::MAX as usize;
     if all.len() > LIMIT {
-        return Err(CommunicatorError::Lengths { what: "all", found: all.len(), expected: LIMIT });
+        return Err(CommunicatorError::TooMany { found: all.len(), limit: LIMIT });
     }
     let (counts, starts) = places(lens.iter().copied());
     world.all_gather_varcount_into(own, &mut PartitionMut::new(all, counts, starts));
@@ -132,11 +132,6 @@ pub(crate) fn broadcast(world: &SimpleCommunicator, root: usize, data: &mut [u8]
             wait(from.immediate_broadcast_into(scope, data));
         });
     }
-}
-
-/// Waits until every rank has come here, as a broadcast does.
-pub(crate) fn meet(world: &SimpleCommunicator) {
-    wait(world.immediate_barrier());
 }
 
 fn wait<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {

@@ -6,8 +6,8 @@ use std::thread::{self, JoinHandle};
 
 use super::ThreadCommunicator;
 use crate::{
-    Backend, BackendError, Batch, Capabilities, DType, LoadParams, Logits, MemoryPlan, Model, ModelConfig,
-    ModelSource, Notice, Ranks, Slot,
+    Backend, BackendError, Batch, Capabilities, Computation, DType, LoadParams, Logits, MemoryPlan, Model,
+    ModelConfig, ModelSource, Notice, Ranks, Slot,
 };
 
 /// A backend on several ranks, each a thread: rank 0 is the caller's, the others follow it.
@@ -56,6 +56,10 @@ impl Backend for ThreadRanks {
         self.backend.capabilities()
     }
 
+    fn computation(&self, asked: Computation) -> Computation {
+        self.backend.computation(asked)
+    }
+
     /// What all ranks take together, since they are one process.
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
         let plan =
@@ -75,16 +79,16 @@ impl Backend for ThreadRanks {
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         let ranks: Vec<_> = self.group(source.config()).collect();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = ranks.clone();
-        let mut claims = ranks.into_iter().map(|rank| Ranks::claim(rank));
-        let Some(leader) = claims.next() else {
+        let mut ranks = ranks.into_iter();
+        let Some(leader) = ranks.next() else {
             return Err(BackendError::params("ranks", self.size, "at least 1"));
         };
-        let followers = claims.map(|ranks| {
+        let followers = ranks.map(|rank| {
             let (backend, source, params) = (Arc::clone(&self.backend), source.clone(), params.clone());
-            thread::spawn(move || ranks?.follow(&*backend, source, params))
+            thread::spawn(move || Ranks::claim(rank)?.follow(&*backend, source, params))
         });
         let followers: Vec<_> = followers.collect();
-        let model = leader?.lead(&*self.backend, source, params.clone())?;
+        let model = Ranks::claim(leader)?.lead(&*self.backend, source, params.clone())?;
         Ok(Box::new(ThreadModel { model: Some(model), followers, params: params.clone() }))
     }
 }
