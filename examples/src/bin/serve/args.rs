@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use examples::{ModelArgs, SamplingArgs};
+use examples::{ModelArgs, ModelToLoad, SamplingArgs};
 use llama_core::{Classifier, GenerationOptions, HoldBack, Llama, WhenFull, WordList};
 
 /// Serves a model to OpenAI's clients, and a page to chat with it at `/`. Without a checkpoint, the built-in tiny-chat answers.
@@ -74,11 +74,16 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Loads the model and its guards.
-    pub(crate) fn load(&self) -> Result<Llama, Box<dyn Error>> {
-        let words = self.words.as_ref().map(WordList::open).transpose()?;
+    /// The model, on all ranks, of which this one alone returns.
+    pub(crate) fn on_ranks(&self) -> Result<ModelToLoad, llama_core::Error> {
         let queue = |builder: llama_core::LlamaBuilder| builder.max_queue_len(self.max_queue_len);
-        let mut llama = self.model.load_with(self.max_seq_len, self.max_batch_size, queue)?;
+        self.model.on_ranks_with(self.max_seq_len, self.max_batch_size, queue)
+    }
+
+    /// Loads the model and its guards.
+    pub(crate) fn load(&self, model: ModelToLoad) -> Result<Llama, Box<dyn Error>> {
+        let words = self.words.as_ref().map(WordList::open).transpose()?;
+        let mut llama = model.load()?;
         if let Some(words) = words {
             llama = llama.with_guard(words);
         }
@@ -88,8 +93,8 @@ impl Args {
                 tokenizer_path: self.guard_tokenizer_path.clone(),
                 ..self.model.clone()
             };
-            llama =
-                llama.with_guard(Classifier::new(args.load(self.guard_max_seq_len, self.max_batch_size)?));
+            llama = llama
+                .with_guard(Classifier::new(args.load_beside(self.guard_max_seq_len, self.max_batch_size)?));
         }
         Ok(llama.with_hold_back(self.hold_back))
     }
