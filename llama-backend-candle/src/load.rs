@@ -3,6 +3,7 @@
 //! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
 //! memory map, and the first step that uses it brings it in. One of several ranks reads its slices, into memory of its own.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -44,9 +45,20 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     };
     // The output's rows that are others', and logits before they are everyone's.
     let others = bytes(config.vocab_size - split.own_vocab().len());
+    // What a border within blocks costs: columns in another type than the rest.
+    let kept = |dtype: DType, range: &Range<usize>| {
+        let elements = range.len() as u128 * config.dim as u128;
+        let bytes = elements.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if params.computation == Computation::Fast { Packed::enlarged(dtype, bytes) } else { bytes }
+    };
+    let recast = [split.wo(stored), split.w2(stored)].into_iter().filter(|_| on_host);
+    let recast = recast
+        .map(|columns| kept(columns.dtype, &columns.range).saturating_sub(kept(stored, &columns.range)));
+    let recast = recast.fold(0, u64::saturating_add).saturating_mul(config.n_layers as u64);
     let logits = (8 * config.vocab_size as u64).saturating_mul(params.max_batch_tokens as u64);
     MemoryPlan {
-        weights: plan.weights.saturating_sub(others),
+        weights: plan.weights.saturating_sub(others).saturating_add(recast),
         // Slices are copies.
         in_place: plan.in_place.min(bytes(config.vocab_size)),
         scratch: plan.scratch.saturating_add(logits),

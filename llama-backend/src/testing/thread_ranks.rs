@@ -1,6 +1,7 @@
 //! [`ThreadRanks`]: a backend that splits each model over ranks of this process, so that whatever is asked of a backend can be asked of
 //! its ranks.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -18,13 +19,14 @@ pub struct ThreadRanks {
     /// Whether fewer will do.
     at_most: bool,
     last: Mutex<Vec<Arc<ThreadCommunicator>>>,
+    sizes: Mutex<BTreeSet<usize>>,
 }
 
 impl ThreadRanks {
     /// The backend on so many ranks.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, size: usize) -> Self {
-        Self { backend, size, at_most: false, last: Mutex::default() }
+        Self { backend, size, at_most: false, last: Mutex::default(), sizes: Mutex::default() }
     }
 
     /// The backend on as many ranks as a model has parts for, up to so many: for laws, whose models have any shape.
@@ -38,6 +40,12 @@ impl ThreadRanks {
         let has_parts = |&size: &usize| n_kv_heads.is_multiple_of(size) && size <= ffn_dim.min(vocab_size);
         let size = if self.at_most { (1..=self.size).rev().find(has_parts).unwrap_or(1) } else { self.size };
         ThreadCommunicator::group(size)
+    }
+
+    /// On how many ranks models were loaded.
+    #[must_use]
+    pub fn sizes(&self) -> BTreeSet<usize> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The ranks of the model that was loaded last, to ask what they did.
@@ -79,6 +87,7 @@ impl Backend for ThreadRanks {
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         let ranks: Vec<_> = self.group(source.config()).collect();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = ranks.clone();
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(ranks.len());
         let mut ranks = ranks.into_iter();
         let Some(leader) = ranks.next() else {
             return Err(BackendError::params("ranks", self.size, "at least 1"));
