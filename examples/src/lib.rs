@@ -87,30 +87,71 @@ pub fn tiny_chat_checkpoint() -> Result<Checkpoint, llama_core::Error> {
     Ok(checkpoint::from_bytes(params, [weights])?)
 }
 
+/// A model that is chosen, and not loaded yet.
+#[derive(Debug)]
+pub struct ModelToLoad {
+    builder: LlamaBuilder,
+    /// Whether it comes from files, which take their time.
+    is_large: bool,
+}
+
 impl ModelArgs {
-    /// Loads the model, and shows on standard error how far it is and how long it took.
-    ///
-    /// Under `mpirun` that is rank 0's part. The other ranks follow it, and their processes end in here when it is done: so the programs need not
-    /// know of ranks.
+    /// Chooses the model and loads it: [`on_ranks`](Self::on_ranks) and [`ModelToLoad::load`] in one, for programs that begin with that.
     ///
     /// # Errors
     ///
     /// See [`LlamaBuilder::build`].
     pub fn load(&self, max_seq_len: usize, max_batch_size: usize) -> Result<Llama, llama_core::Error> {
-        self.load_with(max_seq_len, max_batch_size, |builder| builder)
+        self.on_ranks(max_seq_len, max_batch_size)?.load()
     }
 
-    /// As [`load`](Self::load), with what a program chooses beside.
+    /// Chooses the model, which is split over all ranks.
+    ///
+    /// Under `mpirun` that is rank 0's part, and returns at once. The other ranks wait for the model to be loaded, follow it, and their processes end in
+    /// here when it is done: so the programs need not know of ranks, as long as **they open, listen and print after this alone**. Once in a program.
     ///
     /// # Errors
     ///
-    /// See [`LlamaBuilder::build`].
-    pub fn load_with(
+    /// None but for a binary that was built from a damaged model.
+    pub fn on_ranks(
+        &self,
+        max_seq_len: usize,
+        max_batch_size: usize,
+    ) -> Result<ModelToLoad, llama_core::Error> {
+        self.on_ranks_with(max_seq_len, max_batch_size, |builder| builder)
+    }
+
+    /// As [`on_ranks`](Self::on_ranks), with what a program wants of the model beside.
+    ///
+    /// # Errors
+    ///
+    /// As [`on_ranks`](Self::on_ranks).
+    pub fn on_ranks_with(
         &self,
         max_seq_len: usize,
         max_batch_size: usize,
         choose: impl FnOnce(LlamaBuilder) -> LlamaBuilder,
-    ) -> Result<Llama, llama_core::Error> {
+    ) -> Result<ModelToLoad, llama_core::Error> {
+        let model = self.choose(max_seq_len, max_batch_size, self.threads)?;
+        Ok(ModelToLoad { builder: parallel::on_ranks(choose(model.builder)), ..model })
+    }
+
+    /// Loads a model beside the one that is split over the ranks, a guard or a judge: whole, on rank 0, and on its threads. After
+    /// [`on_ranks`](Self::on_ranks), from which rank 0 alone returns.
+    ///
+    /// # Errors
+    ///
+    /// See [`LlamaBuilder::build`].
+    pub fn load_beside(&self, max_seq_len: usize, max_batch_size: usize) -> Result<Llama, llama_core::Error> {
+        self.choose(max_seq_len, max_batch_size, self.threads.or_else(parallel::n_threads))?.load()
+    }
+
+    fn choose(
+        &self,
+        max_seq_len: usize,
+        max_batch_size: usize,
+        threads: Option<usize>,
+    ) -> Result<ModelToLoad, llama_core::Error> {
         let mut builder = match &self.ckpt_dir {
             Some(dir) => Llama::builder().checkpoint(dir),
             None => tiny_chat()?,
@@ -118,23 +159,34 @@ impl ModelArgs {
         if let Some(path) = &self.tokenizer_path {
             builder = builder.tokenizer(path);
         }
-        if let Some(threads) = self.threads {
+        if let Some(threads) = threads {
             builder = builder.threads(threads);
         }
         if let Some(seed) = self.seed {
             builder = builder.seed(seed);
         }
-        let started = Instant::now();
-        let builder = choose(builder)
+        let builder = builder
             .backend(self.backend)
             .device(self.device)
             .max_seq_len(max_seq_len)
             .max_batch_size(max_batch_size);
-        let llama = show_progress(parallel::on_ranks(builder)).build()?;
+        Ok(ModelToLoad { builder, is_large: self.ckpt_dir.is_some() })
+    }
+}
+
+impl ModelToLoad {
+    /// Loads the model, and shows on standard error how far it is and how long it took.
+    ///
+    /// # Errors
+    ///
+    /// See [`LlamaBuilder::build`].
+    pub fn load(self) -> Result<Llama, llama_core::Error> {
+        let started = Instant::now();
+        let llama = show_progress(self.builder).build()?;
         for notice in llama.notices() {
             let _ = writeln!(io::stderr(), "{notice}");
         }
-        if self.ckpt_dir.is_some() {
+        if self.is_large {
             let _ = writeln!(io::stderr(), "Loaded in {:.2} seconds", started.elapsed().as_secs_f64());
         }
         Ok(llama)

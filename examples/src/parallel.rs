@@ -5,19 +5,24 @@
 use llama_core::LlamaBuilder;
 
 #[cfg(feature = "mpi")]
-pub use with_mpi::{finish, give_up, on_ranks};
+pub use with_mpi::{finish, give_up, n_threads, on_ranks};
 #[cfg(not(feature = "mpi"))]
-pub use without_mpi::{finish, give_up, on_ranks};
+pub use without_mpi::{finish, give_up, n_threads, on_ranks};
 
 #[cfg(feature = "mpi")]
 mod with_mpi {
     use std::io::{self, Write};
     use std::process::exit;
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
-    use llama_core::{Communicator, MpiCommunicator};
+    use llama_core::{Communicator, MpiCommunicator, MpiError};
 
     use super::LlamaBuilder;
+
+    /// For threads that have the model still to let it go, when the program ends.
+    const PATIENCE: Duration = Duration::from_secs(5);
 
     static JOB: Mutex<Option<Arc<MpiCommunicator>>> = Mutex::new(None);
 
@@ -25,24 +30,26 @@ mod with_mpi {
         JOB.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The builder for rank 0's part. On the other ranks the process follows rank 0 and ends: this does not return.
+    /// The builder for rank 0's part, at once. On the other ranks the process follows the model that rank 0 builds of it, and ends: this does not
+    /// return. Once in a program.
     #[must_use]
     pub fn on_ranks(builder: LlamaBuilder) -> LlamaBuilder {
-        let mut job = job();
-        let mpi = match &*job {
-            Some(mpi) => Arc::clone(mpi),
-            None => match MpiCommunicator::init() {
-                Ok(mpi) => Arc::clone(job.insert(mpi)),
-                Err(error) => {
-                    let _ = writeln!(io::stderr(), "error: {error}");
-                    exit(1)
-                }
-            },
+        let mpi = match MpiCommunicator::init() {
+            Ok(mpi) => Arc::clone(job().insert(mpi)),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "error: {error}");
+                exit(1)
+            }
         };
-        drop(job);
-        let rank = mpi.rank();
+        let (rank, bound, unbound) = (mpi.rank(), mpi.n_threads(), mpi.n_threads_unbound());
         let builder = builder.communicator(mpi);
         if rank == 0 {
+            if bound * 2 <= unbound {
+                let _ = writeln!(
+                    io::stderr(),
+                    "this rank computes on {bound} threads, since it is bound to few of its host's processors, which have room for {unbound}: see `mpirun --bind-to none`"
+                );
+            }
             return builder;
         }
         // An error that all ranks have: rank 0 tells it.
@@ -51,12 +58,30 @@ mod with_mpi {
         exit(i32::from(followed.is_err()))
     }
 
-    /// Ends the job, with all other ranks.
+    /// The threads of a rank, where there is one of several.
+    #[must_use]
+    pub fn n_threads() -> Option<usize> {
+        job().as_ref().map(|mpi| mpi.n_threads())
+    }
+
+    /// Ends the job, with all other ranks. Whoever has the model still is waited for, for some seconds.
     pub fn finish() {
-        let Some(mpi) = job().take() else { return };
-        if let Err(error) = mpi.finish() {
-            let _ = writeln!(io::stderr(), "error: {error}");
-            exit(1);
+        let Some(mut mpi) = job().take() else { return };
+        let begun = Instant::now();
+        loop {
+            match mpi.finish() {
+                Ok(()) => return,
+                Err(MpiError::InUse { communicator, .. }) if begun.elapsed() < PATIENCE => {
+                    mpi = communicator;
+                    thread::sleep(Duration::from_millis(5));
+                }
+                // Nobody waits for a single rank, and its process ends.
+                Err(MpiError::InUse { communicator, .. }) if communicator.size() == 1 => return,
+                Err(error) => {
+                    let _ = writeln!(io::stderr(), "error: {error}");
+                    exit(1);
+                }
+            }
         }
     }
 
@@ -86,6 +111,12 @@ mod without_mpi {
             );
         }
         builder
+    }
+
+    /// None: there is one rank.
+    #[must_use]
+    pub fn n_threads() -> Option<usize> {
+        None
     }
 
     /// Nothing: there are no other ranks.

@@ -41,8 +41,8 @@ mod tensors;
 mod test_util;
 
 use llama_backend::{
-    Backend, BackendError, Capabilities, DType, Device, LoadParams, MemoryPlan, Model, ModelConfig,
-    ModelSource,
+    Backend, BackendError, Capabilities, Computation, DType, Device, LoadParams, MemoryPlan, Model,
+    ModelConfig, ModelSource,
 };
 
 use crate::kernels::Isa;
@@ -113,6 +113,10 @@ impl Backend for CandleBackend {
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {
         load::plan(&self.place, config, dtype, params)
+    }
+
+    fn computation(&self, asked: Computation) -> Computation {
+        load::computation(&self.place, asked)
     }
 
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {

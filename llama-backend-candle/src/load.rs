@@ -3,6 +3,7 @@
 //! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
 //! memory map, and the first step that uses it brings it in. One of several ranks reads its slices, into memory of its own.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -32,7 +33,7 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     let dtype = if on_host || !dtype.is_quantized() { dtype } else { DType::F32 };
     let split = config
         .validate()
-        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params)));
+        .and_then(|()| Split::new(config, &*params.communicator, computation(place, params.computation)));
     // What cannot be split, or is no model, is refused when it is loaded.
     let Some(split) = split.ok().filter(|split| !split.is_whole()) else {
         return plan_of(on_host, config, dtype, params);
@@ -44,9 +45,20 @@ pub(crate) fn plan(place: &Place, config: &ModelConfig, dtype: DType, params: &L
     };
     // The output's rows that are others', and logits before they are everyone's.
     let others = bytes(config.vocab_size - split.own_vocab().len());
+    // What a border within blocks costs: columns in another type than the rest.
+    let kept = |dtype: DType, range: &Range<usize>| {
+        let elements = range.len() as u128 * config.dim as u128;
+        let bytes = elements.saturating_mul(dtype.size() as u128) / dtype.block_len() as u128;
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if params.computation == Computation::Fast { Packed::enlarged(dtype, bytes) } else { bytes }
+    };
+    let recast = [split.wo(stored), split.w2(stored)].into_iter().filter(|_| on_host);
+    let recast = recast
+        .map(|columns| kept(columns.dtype, &columns.range).saturating_sub(kept(stored, &columns.range)));
+    let recast = recast.fold(0, u64::saturating_add).saturating_mul(config.n_layers as u64);
     let logits = (8 * config.vocab_size as u64).saturating_mul(params.max_batch_tokens as u64);
     MemoryPlan {
-        weights: plan.weights.saturating_sub(others),
+        weights: plan.weights.saturating_sub(others).saturating_add(recast),
         // Slices are copies.
         in_place: plan.in_place.min(bytes(config.vocab_size)),
         scratch: plan.scratch.saturating_add(logits),
@@ -115,7 +127,7 @@ pub(crate) fn load(
     plan(place, &config, DType::F32, params).check()?;
     check_weights(source, DTYPES)?;
 
-    let split = Split::new(&config, &*params.communicator, computation(place, params))?;
+    let split = Split::new(&config, &*params.communicator, computation(place, params.computation))?;
     // Of the feed-forward network's width, which goes by the type of each layer, nothing below asks.
     let shape = shape(&split.local(DType::F32), params);
     let rope = || RopeTables::new(shape.max_seq_len, shape.head_dim, config.rope_theta).map_err(engine);
@@ -136,7 +148,7 @@ pub(crate) fn load(
             (Ops::Tensors(device.clone()), Attention::Tensors(attention), cache)
         }
     };
-    let computation = computation(place, params);
+    let computation = computation(place, params.computation);
     let mut reader = Reader { source, ops: &ops, computation, split: &split, notices: Vec::new() };
     let transformer = reader.transformer(&config, attention, params)?;
     let notices = reader.notices;
@@ -145,9 +157,9 @@ pub(crate) fn load(
 }
 
 /// How blocks are multiplied there: a device has no faster way than exactly.
-fn computation(place: &Place, params: &LoadParams) -> Computation {
+pub(crate) fn computation(place: &Place, asked: Computation) -> Computation {
     match place {
-        Place::Host(_) => params.computation,
+        Place::Host(_) => asked,
         Place::Tensors(_) => Computation::Exact,
     }
 }

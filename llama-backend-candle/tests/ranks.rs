@@ -1,12 +1,14 @@
 //! A model on several ranks, which are threads here: the laws, what each rank reads, says and tells, and what it takes.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use llama_backend::testing::{RandomWeights, ThreadCommunicator, ThreadRanks};
+use llama_backend::testing::{
+    RandomWeights, Suite, ThreadCommunicator, ThreadRanks, Tolerance, together_and_alone,
+};
 use llama_backend::{
     Backend, BackendError, Batch, Computation, DType, LoadParams, Logits, Model, ModelConfig, ModelSource,
     Notice, Run, Slot, TensorInfo, TokenId, Want, WeightBytes, WeightError, WeightSource,
@@ -153,6 +155,38 @@ fn a_rank_reads_its_part_and_no_more() {
 }
 
 #[test]
+fn plans_count_what_is_kept_in_another_type() {
+    // On 4 ranks a border between heads cuts blocks of `wo`, and with 3 blocks of width, those of `w2` too.
+    for (ffn_dim, cut) in [(5 * 256, &["attention.wo"][..]), (3 * 256, &["attention.wo", "feed_forward.w2"])]
+    {
+        let config = ModelConfig { ffn_dim, ..config() };
+        for (computation, kept) in [(Computation::Exact, DType::F32), (Computation::Fast, DType::Q8_0)] {
+            let ranks = load_each(&config, DType::Q4_K, computation, 4);
+            for (rank, (weights, _)) in ranks.iter().enumerate() {
+                let read = weights.read.lock().unwrap();
+                // A quarter of the columns each: two heads of 64, or 24 blocks of 32 and none of 256.
+                let bytes = |name: &str, read: u64| match cut.iter().find(|part| name.contains(*part)) {
+                    Some(&"attention.wo") => kept.n_bytes(128 * config.dim).unwrap() as u64,
+                    Some(_) => kept.n_bytes(ffn_dim / 4 * config.dim).unwrap() as u64,
+                    None => read,
+                };
+                let expected: u64 = read.iter().map(|(name, &read)| bytes(name, read)).sum();
+                // With 5 blocks on 4 ranks, and where what a rank has is counted by the widest.
+                let mut params = LoadParams::new(32, 2);
+                params.communicator = ThreadCommunicator::group(4).nth(rank).unwrap();
+                params.computation = computation;
+                let planned = CandleBackend::default().plan(&config, DType::Q4_K, &params).weights;
+                let apart = planned.abs_diff(expected) as f64 / expected as f64;
+                assert!(
+                    apart < 0.05,
+                    "{computation:?}, {ffn_dim}: rank {rank} keeps {expected}, planned {planned}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn plans_divide_the_cache() {
     let backend = CandleBackend::default();
     let params = LoadParams::new(4096, 4);
@@ -219,6 +253,47 @@ fn logits_are_those_of_one_rank() {
             assert!(apart < 1e-3, "{dtype} on {size} ranks: {apart}");
         }
     }
+}
+
+#[test]
+fn fast_logits_of_recast_blocks_are_near_those_of_one_rank() {
+    // 5 blocks of width on 4 ranks, unevenly; 3, which no border leaves whole.
+    for ffn_dim in [5 * 256, 3 * 256] {
+        let config = ModelConfig { ffn_dim, ..config() };
+        let logits = |size| {
+            let source = ModelSource::Weights(Arc::new(RandomWeights::new(config.clone(), DType::Q4_K, 3)));
+            let ranks = ThreadRanks::new(Arc::new(CandleBackend::default()), size);
+            let mut model = ranks.load(source, &LoadParams::new(32, 2)).unwrap();
+            let tokens: Vec<TokenId> = (0..30).map(|i| TokenId(i * 31)).collect();
+            step(&mut *model, 0, &tokens, Want::All)
+        };
+        let (expected, found) = (logits(1), logits(4));
+        let mean_square = |numbers: &[f32]| numbers.iter().map(|x| x * x).sum::<f32>() / numbers.len() as f32;
+        let apart: Vec<f32> = expected.iter().zip(&found).map(|(a, b)| a - b).collect();
+        let apart = (mean_square(&apart) / mean_square(&expected)).sqrt();
+        println!("{ffn_dim}: {apart}");
+        assert!(apart < 0.05, "{ffn_dim}: {apart}");
+    }
+}
+
+#[test]
+fn a_row_is_the_same_alone_and_in_a_batch_of_8() {
+    for dtype in [DType::F32, DType::F16, DType::Q4_0, DType::Q4_K] {
+        let source = ModelSource::Weights(Arc::new(RandomWeights::new(config(), dtype, 3)));
+        let ranks = ThreadRanks::new(Arc::new(CandleBackend::default()), 4);
+        let mut model = ranks.load(source, &LoadParams::new(8, 8)).unwrap();
+        let [together, alone] = together_and_alone(&mut *model, 8).unwrap();
+        assert!(together.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{dtype}");
+        assert_eq!((together.len(), alone.len()), (8 * 1000, 8 * 1000));
+    }
+}
+
+/// The laws' shapes have few heads: which of them are on four ranks is seen here.
+#[test]
+fn laws_are_checked_on_as_many_ranks_as_there_are() {
+    let ranks = ThreadRanks::at_most(Arc::new(CandleBackend::default()), 4);
+    Suite::new(&ranks, Tolerance::default()).check("equals_the_oracle").unwrap();
+    assert_eq!(ranks.sizes(), [1, 2, 3, 4].into());
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{BackendError, Batch, DType, LoadParams, Logits, MemoryPlan, ModelConfig, Slot, WeightSource};
+use crate::{
+    BackendError, Batch, Computation, DType, LoadParams, Logits, MemoryPlan, ModelConfig, Slot, WeightSource,
+};
 
 /// An engine on a device, without state: what it can do, what a model would cost, and how to load one.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -17,7 +19,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The bytes that a model of this shape would take, were its matrices stored as `dtype`.
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan;
 
-    /// Loads a model and allocates its KV cache.
+    /// How quantised weights are multiplied where that was asked for: an engine that has no faster way than exactly says so, since ranks
+    /// that compute in different ways would cut matrices at different places.
+    fn computation(&self, asked: Computation) -> Computation {
+        asked
+    }
+
+    /// Loads a model and allocates its KV cache. One of several ranks loads its part, by itself: nothing is said to the others through
+    /// [`LoadParams::communicator`] before the first [`forward`](Model::forward), since a rank that fails here is told of only when all are done.
     ///
     /// # Errors
     ///

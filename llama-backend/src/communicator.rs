@@ -48,7 +48,7 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`CommunicatorError`].
+    /// [`CommunicatorError::Root`] where there is no such rank.
     fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<(), CommunicatorError>;
 
     /// Waits until every rank has come here.
@@ -63,6 +63,7 @@ pub trait Communicator: fmt::Debug + Send + Sync {
     fn abort(&self, message: &str);
 
     /// Set while a model speaks through this: a second model's operations would meet the first one's. [`Ranks`](crate::Ranks) keeps it.
+    /// One flag for all handles on the same ranks: a communicator that wraps another gives that one's.
     fn in_use(&self) -> &AtomicBool;
 }
 
@@ -96,6 +97,34 @@ pub enum CommunicatorError {
         found: usize,
         /// How many it should have.
         expected: usize,
+    },
+    /// A broadcast from a rank that does not exist.
+    #[error("rank {root} has nothing to tell: there are {size} ranks, counted from 0")]
+    Root {
+        /// The rank that was asked for.
+        root: usize,
+        /// All ranks.
+        size: usize,
+    },
+    /// A call that is another rank's: rank 0 leads, the others follow it.
+    #[error("`{call}` was called on rank {rank} of {size}: rank 0 leads, and the others follow")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// All ranks.
+        size: usize,
+        /// What was called.
+        call: &'static str,
+    },
+    /// Ranks that were given different models, or different choices.
+    #[error("{what}: {found} on this rank, {expected} on rank 0; all ranks are to be given the same")]
+    Differs {
+        /// What is not the same.
+        what: String,
+        /// What it is on this rank.
+        found: String,
+        /// What it is on rank 0.
+        expected: String,
     },
     /// Ranks that do different things at the same time.
     #[error("rank {rank} is at {found} where others are at {expected}")]
@@ -140,6 +169,68 @@ impl CommunicatorError {
         check("own", own.len(), lens.get(communicator.rank()).copied().unwrap_or(0))?;
         check("all", all.len(), lens.iter().fold(0, |sum, &len| sum.saturating_add(len)))
     }
+
+    /// Checks the root of a [`broadcast`](Communicator::broadcast).
+    ///
+    /// # Errors
+    ///
+    /// [`CommunicatorError::Root`].
+    pub fn check_root(communicator: &dyn Communicator, root: usize) -> Result<(), Self> {
+        let size = communicator.size();
+        if root < size { Ok(()) } else { Err(Self::Root { root, size }) }
+    }
+}
+
+/// What ranks begin together: each says what it is at, so that ranks of which one ends the job where another loads a model are told, and do not
+/// wait for each other for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// A model is loaded, and led or followed.
+    Build,
+    /// The job ends.
+    Finish,
+}
+
+impl Phase {
+    const ALL: [Self; 2] = [Self::Build, Self::Finish];
+
+    /// Waits until every rank has begun something.
+    ///
+    /// # Errors
+    ///
+    /// [`CommunicatorError::OutOfStep`] where that is not the same: the job is [aborted](Communicator::abort), since nobody can go on.
+    pub fn begin(self, communicator: &dyn Communicator) -> Result<(), CommunicatorError> {
+        let size = communicator.size();
+        let mut codes = vec![0.0; size];
+        communicator.all_gather(&[self.code()], &vec![1; size], &mut codes)?;
+        // Others are as rank 0, or it is they who are out of step.
+        let Some(rank) = codes.iter().position(|&code| code != codes[0]) else { return Ok(()) };
+        let name = |code: f32| {
+            Self::ALL.iter().find(|phase| phase.code() == code).map_or("nothing", |phase| phase.name())
+        };
+        let error = CommunicatorError::OutOfStep {
+            rank,
+            found: name(codes[rank]).to_owned(),
+            expected: name(codes[0]).to_owned(),
+        };
+        communicator.abort(&error.to_string());
+        Err(error)
+    }
+
+    fn code(self) -> f32 {
+        match self {
+            Self::Build => 1.0,
+            Self::Finish => 2.0,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Build => "the loading of a model",
+            Self::Finish => "the end of the job",
+        }
+    }
 }
 
 /// One rank: a model that is not split.
@@ -167,8 +258,8 @@ impl Communicator for LocalCommunicator {
         Ok(())
     }
 
-    fn broadcast(&self, _: usize, _: &mut [u8]) -> Result<(), CommunicatorError> {
-        Ok(())
+    fn broadcast(&self, root: usize, _: &mut [u8]) -> Result<(), CommunicatorError> {
+        CommunicatorError::check_root(self, root)
     }
 
     fn barrier(&self) -> Result<(), CommunicatorError> {

@@ -54,7 +54,7 @@ mod weights;
 
 pub use backend::{Backend, Capabilities, Model, ModelSource, Notice, SkippedLaw};
 pub use batch::{Batch, Logits, Run, Slot, Span, TokenId, Want};
-pub use communicator::{Communicator, CommunicatorError, LocalCommunicator};
+pub use communicator::{Communicator, CommunicatorError, LocalCommunicator, Phase};
 pub use config::{ModelConfig, meta_ffn_dim};
 pub use device::{Device, ParseDeviceError};
 pub use dtype::DType;

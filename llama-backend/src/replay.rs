@@ -22,19 +22,19 @@ const END: u32 = 3;
 
 /// The model of all ranks, on rank 0.
 pub(crate) struct Leader {
-    /// Gives the ranks back when it is dropped, after [`END`] was told.
-    ranks: Ranks,
     model: Box<dyn Model>,
     slots: Slots,
     command: Vec<u32>,
     /// Whether the others still listen.
     in_step: bool,
+    /// Gives the ranks back, after [`END`] was told and the model's memory is free: fields are dropped in their order.
+    ranks: Ranks,
 }
 
 impl Leader {
     pub(crate) fn new(ranks: Ranks, model: Box<dyn Model>) -> Self {
         let slots = Slots::new(model.config(), model.params());
-        Self { ranks, model, slots, command: Vec::new(), in_step: true }
+        Self { model, slots, command: Vec::new(), in_step: true, ranks }
     }
 
     /// Tells a step and takes it.

@@ -7,23 +7,23 @@ use std::thread;
 
 use llama_backend::testing::{NaiveBackend, RandomWeights, ThreadCommunicator, ThreadRanks};
 use llama_backend::{
-    Backend, BackendError, Batch, Capabilities, Communicator, CommunicatorError, DType, LoadParams,
-    LocalCommunicator, Logits, MemoryPlan, Model, ModelConfig, ModelSource, Ranks, Run, Slot, TokenId, Want,
+    Backend, BackendError, Batch, Capabilities, Communicator, CommunicatorError, Computation, DType,
+    LoadParams, LocalCommunicator, Logits, MemoryPlan, Model, ModelConfig, ModelSource, Phase, Ranks, Run,
+    Slot, TokenId, Want,
 };
 
 /// What each rank's thread gives, in their order.
-fn on_ranks<T: Send>(size: usize, rank: impl Fn(&ThreadCommunicator) -> T + Sync) -> Vec<T> {
+fn on_each<T: Send>(size: usize, rank: impl Fn(Arc<ThreadCommunicator>) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
-        let threads: Vec<_> = ThreadCommunicator::group(size)
-            .map(|communicator| {
-                scope.spawn(|| {
-                    let communicator = communicator;
-                    rank(&communicator)
-                })
-            })
-            .collect();
+        let start = |communicator| scope.spawn(|| rank(communicator));
+        let threads: Vec<_> = ThreadCommunicator::group(size).map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
+}
+
+/// The same, of the operations alone.
+fn on_ranks<T: Send>(size: usize, rank: impl Fn(&ThreadCommunicator) -> T + Sync) -> Vec<T> {
+    on_each(size, |communicator| rank(&communicator))
 }
 
 #[test]
@@ -254,27 +254,123 @@ fn a_rank_that_fails_fails_all_and_nobody_waits() {
     }
 }
 
+/// What a build comes to on each rank, which is given what is its own; a model is dropped at once.
+fn build_each(
+    size: usize,
+    backend: &Whole,
+    given: impl Fn(usize) -> (ModelSource, LoadParams) + Sync,
+) -> Vec<Result<(), BackendError>> {
+    on_each(size, |communicator| {
+        let rank = communicator.rank();
+        let (source, params) = given(rank);
+        let ranks = Ranks::claim(communicator)?;
+        match rank {
+            0 => ranks.lead(backend, source, params).map(drop),
+            _ => ranks.follow(backend, source, params),
+        }
+    })
+}
+
 #[test]
-fn ranks_that_were_told_different_things_say_so() {
-    let mut ranks = ThreadCommunicator::group(2);
-    let (first, second) = (ranks.next().unwrap(), ranks.next().unwrap());
-    let follower = thread::spawn(move || {
-        Ranks::claim(second)?.follow(&Whole::default(), source(), LoadParams::new(16, 1))
+fn ranks_that_were_given_different_things_say_so_and_load_nothing() {
+    let weights = |dtype, seed| {
+        let weights = RandomWeights::new(CONFIG, dtype, seed);
+        (ModelSource::Weights(Arc::new(weights)), LoadParams::new(8, 1))
+    };
+    let params = |change: fn(&mut LoadParams)| {
+        let mut params = LoadParams::new(8, 1);
+        change(&mut params);
+        (weights(DType::F32, 1).0, params)
+    };
+    // What rank 1 is given, and what its error names.
+    type Given = (ModelSource, LoadParams);
+    let cases: [(Given, &str); 6] = [
+        (params(|params| params.max_seq_len = 16), "max_seq_len: 16 on this rank, 8 on rank 0"),
+        (params(|params| params.n_slots = 2), "n_slots"),
+        (params(|params| params.computation = Computation::Exact), "computation: Exact on this rank, Fast"),
+        (params(|params| params.kv_dtype = DType::F16), "kv_dtype: f16"),
+        (weights(DType::F16, 1), "the weights' types and shapes: f16"),
+        (weights(DType::F32, 2), "the norms' weights"),
+    ];
+    for (given, why) in cases {
+        let backend = Whole::default();
+        let built = build_each(2, &backend, |rank| match rank {
+            0 => weights(DType::F32, 1),
+            _ => given.clone(),
+        });
+        let errors: Vec<_> = built.into_iter().map(Result::unwrap_err).collect();
+        assert!(
+            matches!(&errors[1], BackendError::Communicator(CommunicatorError::Differs { .. })),
+            "{errors:?}"
+        );
+        assert!(matches!(&errors[0], BackendError::OtherRank { rank: 1, .. }), "{errors:?}");
+        assert!(errors.iter().all(|error| error.to_string().contains(why)), "no {why:?} in {errors:?}");
+        assert!(backend.asked.lock().unwrap().is_empty(), "a model was loaded");
+    }
+    // Threads are each rank's own affair.
+    let built = build_each(2, &Whole::default(), |rank| {
+        let (source, mut params) = weights(DType::F32, 1);
+        params.threads = Some(rank + 1);
+        (source, params)
     });
-    let led = Ranks::claim(first).unwrap().lead(&Whole::default(), source(), LoadParams::new(8, 1));
-    assert!(matches!(led.err().unwrap(), BackendError::OtherRank { rank: 1, .. }));
-    let error = follower.join().unwrap().unwrap_err();
-    assert!(matches!(&error, BackendError::Params { .. }), "{error}");
+    assert!(built.iter().all(Result::is_ok), "{built:?}");
+}
+
+#[test]
+fn a_call_that_is_another_ranks_is_refused_on_all() {
+    let is_rank = |error: &BackendError, expected| matches!(error, BackendError::Communicator(CommunicatorError::Rank { call, .. }) if *call == expected);
+    let one = Ranks::claim(Arc::new(LocalCommunicator::default())).unwrap();
+    let error = one.follow(&Whole::default(), source(), LoadParams::new(8, 1)).unwrap_err();
+    assert!(is_rank(&error, "follow"), "{error}");
+
+    let backend = Whole::default();
+    let errors = on_each(2, |rank| {
+        Ranks::claim(rank).unwrap().lead(&backend, source(), LoadParams::new(8, 1)).err().unwrap()
+    });
+    assert!(matches!(&errors[0], BackendError::OtherRank { rank: 1, .. }), "{errors:?}");
+    assert!(is_rank(&errors[1], "lead"), "{errors:?}");
+    assert!(backend.asked.lock().unwrap().is_empty(), "a model was loaded");
+}
+
+#[test]
+fn ranks_that_build_and_finish_different_numbers_of_times_are_told() {
+    let errors = on_ranks(3, |rank| {
+        let phase = if rank.rank() == 0 { Phase::Finish } else { Phase::Build };
+        let error = phase.begin(rank).unwrap_err();
+        // And nobody goes on.
+        assert!(matches!(rank.barrier(), Err(CommunicatorError::Aborted { .. })));
+        error
+    });
+    for error in errors {
+        assert!(matches!(error, CommunicatorError::OutOfStep { rank: 1, .. }), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("the loading of a model") && said.contains("the end of the job"), "{said}");
+    }
+    assert!(on_ranks(3, |rank| Phase::Finish.begin(rank)).iter().all(Result::is_ok));
+}
+
+#[test]
+fn nobody_is_told_anything_by_a_rank_that_does_not_exist() {
+    let one = LocalCommunicator::default();
+    let errors = [one.broadcast(1, &mut [0]), on_ranks(2, |rank| rank.broadcast(2, &mut [0])).remove(0)];
+    for (size, error) in [1, 2].into_iter().zip(errors) {
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, CommunicatorError::Root { root, size: found } if (root, found) == (size, size)),
+            "{error}"
+        );
+    }
 }
 
 #[test]
 fn one_model_at_a_time() {
-    let communicator = ThreadCommunicator::group(2).next().unwrap();
-    let claim = || Ranks::claim(Arc::<ThreadCommunicator>::clone(&communicator));
-    let first = claim().unwrap();
-    assert!(matches!(claim(), Err(BackendError::Communicator(CommunicatorError::InUse))));
-    drop(first);
-    assert!(claim().is_ok());
+    on_each(2, |rank| {
+        let claim = || Ranks::claim(Arc::<ThreadCommunicator>::clone(&rank));
+        let first = claim().unwrap();
+        assert!(matches!(claim(), Err(BackendError::Communicator(CommunicatorError::InUse))));
+        drop(first);
+        assert!(claim().is_ok());
+    });
     // One rank has nobody to disturb.
     let one: Arc<dyn Communicator> = Arc::new(LocalCommunicator::default());
     let claims = [Ranks::claim(Arc::clone(&one)), Ranks::claim(one)];

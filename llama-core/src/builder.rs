@@ -311,15 +311,16 @@ impl LlamaBuilder {
         let (max_seq_len, seed) = (self.max_seq_len, self.seed);
         let limits = Limits { max_batch_size: self.max_batch_size, max_queue_len: self.max_queue_len };
         let available = self.available();
-        let ranks = self.claim("build", |rank| rank == 0)?;
-        let prepared = ranks.agree(self.prepare().and_then(|prepared| prepared.within(available)))?;
+        let ranks = Ranks::claim(Arc::clone(&self.communicator))?;
+        let prepared = ranks.agree(self.prepare_for("build", ranks.rank() == 0, available))?;
         let Prepared { backend, source, tokenizer, config, params, .. } = prepared;
         let lead = move || ranks.lead(&*backend, source, params);
         let engine = Engine::start(limits, Arc::new(Instant::now), lead)?;
         Ok(Llama::new(engine, tokenizer, config, max_seq_len, seed))
     }
 
-    /// Loads this rank's part, on another rank than 0, and takes the steps of rank 0's model until that is dropped.
+    /// Loads this rank's part, on another rank than 0, and takes the steps of rank 0's model until that is dropped: once for each
+    /// [`build`](Self::build) of rank 0, in their order.
     ///
     /// # Errors
     ///
@@ -328,18 +329,24 @@ impl LlamaBuilder {
     pub fn follow(self) -> Result<(), Error> {
         let loading = crate::trace::load();
         let available = self.available();
-        let ranks = self.claim("follow", |rank| rank > 0)?;
-        let prepared = ranks.agree(self.prepare().and_then(|prepared| prepared.within(available)))?;
+        let ranks = Ranks::claim(Arc::clone(&self.communicator))?;
+        let prepared = ranks.agree(self.prepare_for("follow", ranks.rank() > 0, available))?;
         drop(loading);
         Ok(ranks.follow(&*prepared.backend, prepared.source, prepared.params)?)
     }
 
-    fn claim(&self, call: &'static str, is_its: impl Fn(usize) -> bool) -> Result<Ranks, Error> {
-        let (rank, size) = (self.communicator.rank(), self.communicator.size());
-        if !is_its(rank) {
+    /// Checks that the call is this rank's, every choice, and the memory.
+    fn prepare_for(
+        self,
+        call: &'static str,
+        is_its: bool,
+        available: Option<u64>,
+    ) -> Result<Prepared, Error> {
+        if !is_its {
+            let (rank, size) = (self.communicator.rank(), self.communicator.size());
             return Err(Error::Rank { rank, size, call });
         }
-        Ok(Ranks::claim(Arc::clone(&self.communicator))?)
+        self.prepare()?.within(available)
     }
 
     /// The bytes that the model may take; `None` for any number.
@@ -406,17 +413,18 @@ impl LlamaBuilder {
                 checkpoint: vocab_size,
             });
         }
+        let threads = self.threads.unwrap_or_else(|| self.communicator.n_threads());
         let source = match checkpoint.model {
             ModelSource::Weights(mut weights) => {
                 if let Some(quantization) = self.quantization {
                     refuse_quantized(&*weights)?;
-                    weights = Cast::wrap(weights, Rule::Quantize(quantization), self.threads);
+                    weights = Cast::wrap(weights, Rule::Quantize(quantization), threads);
                 }
                 let rule = match self.dtype {
                     Some(dtype) => Rule::Matrices(dtype),
                     None => Rule::Fit(backend.capabilities().dtypes),
                 };
-                weights = Cast::wrap(weights, rule, self.threads);
+                weights = Cast::wrap(weights, rule, threads);
                 if let Some(progress) = self.progress {
                     weights = Watched::wrap(weights, progress);
                 }

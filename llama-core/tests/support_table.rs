@@ -10,6 +10,7 @@ mod fixtures {
     pub(crate) mod gguf;
     pub(crate) mod pth;
     pub(crate) mod random;
+    pub(crate) mod random_gguf;
 }
 mod golden;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mpi::Count;
 use mpi::request::{Request, Scope};
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Root, Source};
+use mpi::traits::{Communicator as _, Destination, Root, Source};
 
 /// Numbers that are summed at a time on one host: what others send of them stays in a cache until it is added.
 const CHUNK: usize = 1 << 17;
@@ -193,11 +193,6 @@ pub(crate) fn broadcast(world: &SimpleCommunicator, root: usize, data: &mut [u8]
             wait(from.immediate_broadcast_into(scope, data));
         });
     }
-}
-
-/// Waits until every rank has come here, as a broadcast does.
-pub(crate) fn meet(world: &SimpleCommunicator) {
-    wait(world.immediate_barrier());
 }
 
 fn wait<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {

@@ -2,7 +2,10 @@
 //!
 //! Built on the crate `mpi`, which links the MPI that its compiler wrapper `mpicc` names: Open MPI and MPICH are known to it. A process has one
 //! MPI, which begins with [`MpiCommunicator::init`] and ends with [`MpiCommunicator::finish`]. **A rank that leaves without it ends
-//! the job**: the others would wait for it for ever. Calls come from any thread, one at a time (`MPI_THREAD_SERIALIZED`).
+//! the job**: the others would wait for it for ever. Both are called on the same thread, as MPI asks; what comes between, on any, one at a time
+//! (`MPI_THREAD_SERIALIZED`).
+//!
+//! It speaks on `MPI_COMM_WORLD` itself: a program that has more to say to other ranks while there is a model says it on a duplicate.
 //!
 //! Sums are taken from rank 0 to the last, element by element, by this crate: `MPI_Allreduce` leaves the order to the library, which chooses it by the
 //! number of elements, and a row would change with its neighbours.
@@ -21,10 +24,12 @@ mod exchange;
 
 use std::fmt;
 use std::io::{self, Write};
+use std::mem;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, ThreadId};
 
-use llama_backend::{Communicator, CommunicatorError};
+use llama_backend::{Communicator, CommunicatorError, Phase};
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
@@ -40,7 +45,10 @@ pub struct MpiCommunicator {
     size: usize,
     ranks_on_host: usize,
     n_threads: usize,
+    n_threads_unbound: usize,
     in_use: AtomicBool,
+    /// The one that began MPI, and ends it.
+    thread: ThreadId,
     state: Mutex<State>,
 }
 
@@ -69,7 +77,18 @@ pub enum MpiError {
     InUse {
         /// How many.
         handles: usize,
+        /// The one that was to be the last, to try again with.
+        communicator: Arc<MpiCommunicator>,
     },
+    /// MPI ends on the thread that began it.
+    #[error("MPI was to end on another thread than it began on")]
+    Thread {
+        /// The communicator, to be given to that thread.
+        communicator: Arc<MpiCommunicator>,
+    },
+    /// A rank was at something else than the job's end.
+    #[error(transparent)]
+    Communicator(#[from] CommunicatorError),
 }
 
 impl MpiCommunicator {
@@ -92,32 +111,51 @@ impl MpiCommunicator {
         let mut masks = vec![0; host.size() as usize * cpus::MASK];
         host.all_gather_into(&cpus::allowed()[..], &mut masks[..]);
         let (masks, _) = masks.as_chunks();
-        let n_threads = cpus::share(masks, host.rank() as usize);
         let ranks_on_host = masks.len();
+        let cpus = cpus::Host::read();
+        let n_threads = cpus.share(masks, host.rank() as usize);
+        let n_threads_unbound = cpus.even_share(ranks_on_host);
         let state = Mutex::new(State {
             universe: Some(universe),
             exchange: Exchange::new(rank, size, ranks_on_host == size),
         });
         let in_use = AtomicBool::new(false);
-        Ok(Arc::new(Self { rank, size, ranks_on_host, n_threads, in_use, state }))
+        let thread = thread::current().id();
+        Ok(Arc::new(Self { rank, size, ranks_on_host, n_threads, n_threads_unbound, in_use, thread, state }))
     }
 
-    /// Ends MPI when every rank has come here: the job is done.
+    /// Threads that this rank might compute on if the launcher had bound no rank of the host to processors. Where that is many more than
+    /// [`n_threads`](Communicator::n_threads), processors are left alone, and the launcher wants to be told (`mpirun --bind-to none`).
+    #[must_use]
+    pub fn n_threads_unbound(&self) -> usize {
+        self.n_threads_unbound
+    }
+
+    /// Ends MPI when every rank has come here: the job is done. On the thread that called [`init`](Self::init).
     ///
     /// # Errors
     ///
-    /// [`MpiError::InUse`] while there is a handle elsewhere, a model's usually.
+    /// [`MpiError::InUse`] while there is a handle elsewhere, a model's usually, and [`MpiError::Thread`] on another thread: both give this one back.
+    /// [`MpiError::Communicator`] where another rank wants to load a model instead, which ends the job.
     pub fn finish(self: Arc<Self>) -> Result<(), MpiError> {
+        if thread::current().id() != self.thread {
+            return Err(MpiError::Thread { communicator: self });
+        }
         let handles = Arc::strong_count(&self) - 1;
         if handles > 0 {
-            return Err(MpiError::InUse { handles });
+            return Err(MpiError::InUse { handles, communicator: self });
         }
-        let mut state = self.lock();
-        if state.universe.is_some() {
-            exchange::meet(&world());
-            state.universe = None; // `MPI_Finalize`
-        }
+        Phase::Finish.begin(&*self)?;
+        self.lock().universe = None; // `MPI_Finalize`
         Ok(())
+    }
+
+    /// Ends the job, with an error status.
+    fn leave(&self, message: &str) -> ! {
+        // In one write: every rank may have something to say. Where nobody can read it, the status is left.
+        let said = format!("rank {} of {} ends the job: {message}\n", self.rank, self.size);
+        let _ = io::stderr().write_all(said.as_bytes());
+        world().abort(1)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -171,6 +209,7 @@ impl Communicator for MpiCommunicator {
     }
 
     fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<(), CommunicatorError> {
+        CommunicatorError::check_root(self, root)?;
         self.with(|_, world| exchange::broadcast(world, root, data))
     }
 
@@ -188,10 +227,7 @@ impl Communicator for MpiCommunicator {
         if state.as_ref().is_some_and(|state| state.universe.is_none()) {
             return; // MPI has ended, and with it whoever could be told
         }
-        // In one write: every rank may have something to say. Where nobody can read it, the status is left.
-        let said = format!("rank {} of {} ends the job: {message}\n", self.rank, self.size);
-        let _ = io::stderr().write_all(said.as_bytes());
-        world().abort(1)
+        self.leave(message)
     }
 
     fn in_use(&self) -> &AtomicBool {
@@ -201,10 +237,12 @@ impl Communicator for MpiCommunicator {
 
 impl Drop for MpiCommunicator {
     fn drop(&mut self) {
-        if self.size == 1 {
-            return; // the universe ends with this
+        // This may be any thread, and MPI ends on the one that began it alone.
+        let universe = self.lock().universe.take();
+        if universe.is_some() && self.size > 1 {
+            self.leave("it left before the job was done");
         }
-        self.abort("it left before the job was done");
+        mem::forget(universe);
     }
 }
 

@@ -4,70 +4,48 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
-use std::process::{Command, ExitCode, Output};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod jobs;
 
-use llama_backend::{Communicator, CommunicatorError};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jobs::Job;
+use llama_backend::{Communicator, CommunicatorError, Phase};
 use llama_parallel_mpi::{MpiCommunicator, MpiError};
 
-/// A job that goes wrong ends within this.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-type Rank = fn(Arc<MpiCommunicator>) -> ExitCode;
-
-/// What a rank does, on how many of them, and what the job says where it is to fail.
-const JOBS: &[(&str, Rank, &[usize], Option<&str>)] = &[
-    ("operations", operations, &[1, 2, 3, 4], None),
-    ("threads", threads, &[2], None),
-    ("aborts", aborts, &[2, 4], Some("ends the job: the disk is on fire")),
-    ("dies", dies, &[2, 4], Some("signal 9")),
-    ("leaves", leaves, &[2], Some("ends the job: it left before the job was done")),
-    ("panics", panics, &[2], Some("a panic of a rank")),
-];
-
 fn main() -> ExitCode {
-    let name = std::env::args().nth(1);
-    // The test runner's own arguments are none of the jobs.
-    if let Some((_, rank, ..)) = JOBS.iter().find(|(job, ..)| Some(*job) == name.as_deref()) {
-        return rank(MpiCommunicator::init().unwrap());
-    }
-    for (name, _, sizes, fails) in JOBS {
-        for &size in *sizes {
-            let started = Instant::now();
-            let output = mpirun(name, size);
-            let took = started.elapsed();
-            println!("{name} on {size} ranks: {:.1} s", took.as_secs_f64());
-            let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
-            assert_eq!(output.status.success(), fails.is_none(), "{}: {said}", output.status);
-            if let Some(why) = fails {
-                assert!(said.contains(why), "no {why:?} in {said}");
-                assert!(took < PATIENCE, "it took {took:?}: {said}");
-            }
-        }
-    }
-    ExitCode::SUCCESS
-}
-
-/// Ranks beyond the processors, and root, as in a container, are asked for in Open MPI's words; MPICH allows both.
-fn mpirun(job: &str, size: usize) -> Output {
-    Command::new("mpirun")
-        .args(["-n", &size.to_string()])
-        .arg(std::env::current_exe().unwrap())
-        .arg(job)
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
-        .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
-        .output()
-        .expect("mpirun, of Debian's openmpi-bin or another MPI")
+    jobs::run(&[
+        Job { name: "operations", sizes: &[1, 2, 3, 4], rank: operations, fails: None },
+        Job { name: "threads", sizes: &[2], rank: threads, fails: None },
+        Job {
+            name: "aborts",
+            sizes: &[2, 4],
+            rank: aborts,
+            fails: Some("ends the job: the disk is on fire"),
+        },
+        Job { name: "dies", sizes: &[2, 4], rank: dies, fails: Some("signal 9") },
+        Job {
+            name: "leaves",
+            sizes: &[2],
+            rank: leaves,
+            fails: Some("ends the job: it left before the job was done"),
+        },
+        Job { name: "panics", sizes: &[2], rank: panics, fails: Some("a panic of a rank") },
+        Job {
+            name: "finishes_alone",
+            sizes: &[2, 4],
+            rank: finishes_alone,
+            fails: Some("is at the loading of a model where others are at the end of the job"),
+        },
+    ])
 }
 
 fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
     let (rank, size) = (mpi.rank(), mpi.size());
     assert_eq!(mpi.ranks_on_host(), size);
     // Sizes of either way to sum, and more than is summed at a time; in any other order the bits would differ.
-    for len in [0, 1, 5, 4096, 8193, 100_003, (1 << 20) + 9] {
+    for len in [0, 1, 5, 2730, 2731, 4096, 4097, 8192, 8193, 100_003, (1 << 20) + 9] {
         let number = |rank: usize, i: usize| {
             let small = ((i * 31 + rank * 17) % 101) as f32 / 7.0;
             if (i + rank).is_multiple_of(3) { small * 1e7 } else { small - 1e7 * (rank % 2) as f32 }
@@ -97,6 +75,8 @@ fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
         mpi.broadcast(root, &mut told).unwrap();
         assert_eq!(told, [root as u8; 1000]);
     }
+    let error = mpi.broadcast(size, &mut [0]).unwrap_err();
+    assert!(matches!(error, CommunicatorError::Root { root, .. } if root == size), "{error}");
     mpi.barrier().unwrap();
     // Who is late is waited for.
     if rank == 0 {
@@ -106,7 +86,20 @@ fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
 
     assert!(matches!(MpiCommunicator::init(), Err(MpiError::Initialised)));
     let other = Arc::clone(&mpi);
-    assert!(matches!(other.finish(), Err(MpiError::InUse { handles: 1 })));
+    let Err(MpiError::InUse { handles: 1, communicator }) = mpi.finish() else { panic!("it is in use") };
+    drop(other);
+    // MPI ends where it began.
+    let elsewhere = std::thread::spawn(move || communicator.finish());
+    let Err(MpiError::Thread { communicator }) = elsewhere.join().unwrap() else { panic!("another thread") };
+    communicator.finish().unwrap();
+    ExitCode::SUCCESS
+}
+
+/// Rank 0 ends the job where the others wait for a model.
+fn finishes_alone(mpi: Arc<MpiCommunicator>) -> ExitCode {
+    if mpi.rank() > 0 {
+        panic!("{:?}", Phase::Build.begin(&*mpi)); // not come to: the job has ended
+    }
     mpi.finish().unwrap();
     ExitCode::SUCCESS
 }
@@ -114,7 +107,7 @@ fn operations(mpi: Arc<MpiCommunicator>) -> ExitCode {
 /// Threads are divided among the ranks of a host.
 fn threads(mpi: Arc<MpiCommunicator>) -> ExitCode {
     let mut threads = [mpi.n_threads() as f32];
-    assert!(threads[0] >= 1.0);
+    assert!(threads[0] >= 1.0 && mpi.n_threads_unbound() >= 1);
     mpi.all_reduce_sum(&mut threads).unwrap();
     let all = std::fs::read_to_string("/proc/cpuinfo")
         .map_or(usize::MAX, |info| info.matches("processor\t").count());

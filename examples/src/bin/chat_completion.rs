@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn chat_completion(args: &Args) -> Outcome {
+    let model = args.model.on_ranks(args.max_seq_len, args.max_batch_size)?;
     let json = match &args.dialogs {
         Some(path) => {
             std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
@@ -42,7 +43,7 @@ fn chat_completion(args: &Args) -> Outcome {
         None => include_str!("../../data/dialogs.json").to_owned(),
     };
     let dialogs: Vec<Dialog> = serde_json::from_str(&json).map_err(|error| format!("dialogs: {error}"))?;
-    let llama = args.model.load(args.max_seq_len, args.max_batch_size)?;
+    let llama = model.load()?;
     let options = ChatOptions {
         temperature: args.sampling.temperature,
         top_p: args.sampling.top_p,

@@ -1,13 +1,14 @@
 //! [`ThreadRanks`]: a backend that splits each model over ranks of this process, so that whatever is asked of a backend can be asked of
 //! its ranks.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::ThreadCommunicator;
 use crate::{
-    Backend, BackendError, Batch, Capabilities, DType, LoadParams, Logits, MemoryPlan, Model, ModelConfig,
-    ModelSource, Notice, Ranks, Slot,
+    Backend, BackendError, Batch, Capabilities, Computation, DType, LoadParams, Logits, MemoryPlan, Model,
+    ModelConfig, ModelSource, Notice, Ranks, Slot,
 };
 
 /// A backend on several ranks, each a thread: rank 0 is the caller's, the others follow it.
@@ -18,13 +19,14 @@ pub struct ThreadRanks {
     /// Whether fewer will do.
     at_most: bool,
     last: Mutex<Vec<Arc<ThreadCommunicator>>>,
+    sizes: Mutex<BTreeSet<usize>>,
 }
 
 impl ThreadRanks {
     /// The backend on so many ranks.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, size: usize) -> Self {
-        Self { backend, size, at_most: false, last: Mutex::default() }
+        Self { backend, size, at_most: false, last: Mutex::default(), sizes: Mutex::default() }
     }
 
     /// The backend on as many ranks as a model has parts for, up to so many: for laws, whose models have any shape.
@@ -38,6 +40,12 @@ impl ThreadRanks {
         let has_parts = |&size: &usize| n_kv_heads.is_multiple_of(size) && size <= ffn_dim.min(vocab_size);
         let size = if self.at_most { (1..=self.size).rev().find(has_parts).unwrap_or(1) } else { self.size };
         ThreadCommunicator::group(size)
+    }
+
+    /// On how many ranks models were loaded.
+    #[must_use]
+    pub fn sizes(&self) -> BTreeSet<usize> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The ranks of the model that was loaded last, to ask what they did.
@@ -54,6 +62,10 @@ impl Backend for ThreadRanks {
 
     fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
+    }
+
+    fn computation(&self, asked: Computation) -> Computation {
+        self.backend.computation(asked)
     }
 
     /// What all ranks take together, since they are one process.
@@ -75,16 +87,17 @@ impl Backend for ThreadRanks {
     fn load(&self, source: ModelSource, params: &LoadParams) -> Result<Box<dyn Model>, BackendError> {
         let ranks: Vec<_> = self.group(source.config()).collect();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = ranks.clone();
-        let mut claims = ranks.into_iter().map(|rank| Ranks::claim(rank));
-        let Some(leader) = claims.next() else {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(ranks.len());
+        let mut ranks = ranks.into_iter();
+        let Some(leader) = ranks.next() else {
             return Err(BackendError::params("ranks", self.size, "at least 1"));
         };
-        let followers = claims.map(|ranks| {
+        let followers = ranks.map(|rank| {
             let (backend, source, params) = (Arc::clone(&self.backend), source.clone(), params.clone());
-            thread::spawn(move || ranks?.follow(&*backend, source, params))
+            thread::spawn(move || Ranks::claim(rank)?.follow(&*backend, source, params))
         });
         let followers: Vec<_> = followers.collect();
-        let model = leader?.lead(&*self.backend, source, params.clone())?;
+        let model = Ranks::claim(leader)?.lead(&*self.backend, source, params.clone())?;
         Ok(Box::new(ThreadModel { model: Some(model), followers, params: params.clone() }))
     }
 }

@@ -182,6 +182,7 @@ impl Communicator for ThreadCommunicator {
     }
 
     fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<(), CommunicatorError> {
+        CommunicatorError::check_root(self, root)?;
         let own = if root == self.rank { data.to_vec() } else { Vec::new() };
         let all = self.exchange(format!("broadcast of {} from {root}", data.len()), Data::Bytes(own))?;
         if let Some(Data::Bytes(bytes)) = all.get(root) {

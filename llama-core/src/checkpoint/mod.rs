@@ -46,7 +46,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llama_backend::{Backend, ModelConfig, ModelSource, WeightSource};
+use llama_backend::{Backend, Communicator, LocalCommunicator, ModelConfig, ModelSource, WeightSource};
 
 pub use archive::ArchiveError;
 pub use error::CheckpointError;
@@ -101,7 +101,11 @@ impl Checkpoint {
     /// asked for. [`LlamaBuilder`](crate::LlamaBuilder) does this by itself; it is for callers who drive a backend themselves.
     #[must_use]
     pub fn weights_for(&self, backend: &dyn Backend) -> Arc<dyn WeightSource> {
-        Cast::wrap(self.weights(), Rule::Fit(backend.capabilities().dtypes), None)
+        Cast::wrap(
+            self.weights(),
+            Rule::Fit(backend.capabilities().dtypes),
+            LocalCommunicator::default().n_threads(),
+        )
     }
 
     /// The shape of the model.

@@ -5,7 +5,6 @@
 //! numbers to every engine. What is converted is in memory in its new type; the file stays mapped, its pages the system's to drop, and
 //! tensors that keep their type are still its own bytes.
 
-use std::num::NonZero;
 use std::ops::{DerefMut, Range};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,18 +87,12 @@ struct Way<'a> {
 }
 
 impl Cast {
-    /// The tensors by this rule; where it changes none, the source itself. Large tensors are converted on `threads` threads, by default as
-    /// many as the process may use.
-    pub(crate) fn wrap(
-        inner: Arc<dyn WeightSource>,
-        rule: Rule,
-        threads: Option<usize>,
-    ) -> Arc<dyn WeightSource> {
+    /// The tensors by this rule; where it changes none, the source itself. Large tensors are converted on `threads` threads.
+    pub(crate) fn wrap(inner: Arc<dyn WeightSource>, rule: Rule, threads: usize) -> Arc<dyn WeightSource> {
         let changes = |name: &str| inner.info(name).is_ok_and(|info| rule.target(&info) != info.dtype);
         if !inner.config().tensors().any(|(name, _)| changes(&name)) {
             return inner;
         }
-        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
         Arc::new(Self { inner, rule, threads, embedding: Mutex::new(None) })
     }
 

@@ -78,10 +78,10 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// A model beside the one that is evaluated, on the same engine.
+    /// A model beside the one that is evaluated, on the same engine; of several ranks, on this one.
     pub(crate) fn load_other(&self, checkpoint: &Path) -> Result<Llama> {
         let model =
             ModelArgs { ckpt_dir: Some(checkpoint.to_owned()), tokenizer_path: None, ..self.model.clone() };
-        model.load(self.judge_seq_len, 2).map_err(|error| named(checkpoint, error).into())
+        model.load_beside(self.judge_seq_len, 2).map_err(|error| named(checkpoint, error).into())
     }
 }

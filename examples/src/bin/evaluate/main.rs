@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn evaluate(args: &Args) -> Outcome {
+    let model = args.model.on_ranks(args.max_seq_len, args.max_batch_size)?;
     let format = PromptFormat::new(&args.prompt_format, args.preset.as_deref())?;
     let asking = Asking::new(args, &format)?;
     let choices = args.multiple_choice.as_deref().map(multiple_choice::read).transpose()?;
@@ -44,7 +45,7 @@ fn evaluate(args: &Args) -> Outcome {
     let guards = toxicity::guards(args)?;
     let judges = truthful::judges(args)?;
 
-    let llama = args.model.load(args.max_seq_len, args.max_batch_size)?;
+    let llama = model.load()?;
     let choices = choices.map(|file| file.lay(&llama, &format)).transpose()?;
     let text = text.map(|text| text.lay(&llama, args.stride)).transpose()?;
     let prompts = prompts.map(|file| file.lay(&llama, &asking)).transpose()?;

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn safety_report(args: &Args) -> Outcome {
+    let model = args.model.on_ranks(args.max_seq_len, args.max_batch_size)?;
     let jsonl = match &args.prompts {
         Some(path) => fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
         None => include_str!("../../../data/safety_prompts.jsonl").to_owned(),
@@ -67,10 +68,11 @@ fn safety_report(args: &Args) -> Outcome {
         None => include_str!("../../../data/safety_words.txt").parse()?,
     };
     let mut guards = vec!["word list", "system prompt"];
-    let mut llama = args.model.load(args.max_seq_len, args.max_batch_size)?;
+    let mut llama = model.load()?;
     llama = llama.with_guard(words).with_guard(PromptLeak::more_than(args.prompt_words));
     if let Some(path) = &args.classifier {
-        let judge = Llama::builder().checkpoint(path).max_seq_len(args.classifier_max_seq_len).build()?;
+        let judge = ModelArgs { ckpt_dir: Some(path.clone()), tokenizer_path: None, ..args.model.clone() };
+        let judge = judge.load_beside(args.classifier_max_seq_len, args.max_batch_size)?;
         llama = llama.with_guard(Classifier::new(judge));
         guards.push("classifier");
     }

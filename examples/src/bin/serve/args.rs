@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, value_parser};
-use examples::{ModelArgs, SamplingArgs};
+use examples::{ModelArgs, ModelToLoad, SamplingArgs};
 use llama_core::{Classifier, GenerationOptions, HoldBack, Llama, WhenFull, WordList};
 
 use crate::guard::Counted;
@@ -93,11 +93,16 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Loads the model and its guards.
-    pub(crate) fn load(&self, metrics: &Arc<Metrics>) -> Result<Llama, Box<dyn Error>> {
-        let words = self.words.as_ref().map(WordList::open).transpose()?;
+    /// The model, on all ranks, of which this one alone returns.
+    pub(crate) fn on_ranks(&self) -> Result<ModelToLoad, llama_core::Error> {
         let queue = |builder: llama_core::LlamaBuilder| builder.max_queue_len(self.max_queue_len);
-        let mut llama = self.model.load_with(self.max_seq_len, self.max_batch_size, queue)?;
+        self.model.on_ranks_with(self.max_seq_len, self.max_batch_size, queue)
+    }
+
+    /// Loads the model and its guards.
+    pub(crate) fn load(&self, model: ModelToLoad, metrics: &Arc<Metrics>) -> Result<Llama, Box<dyn Error>> {
+        let words = self.words.as_ref().map(WordList::open).transpose()?;
+        let mut llama = model.load()?;
         if let Some(words) = words {
             llama = llama.with_guard(Counted::new(words, metrics));
         }
@@ -107,8 +112,8 @@ impl Args {
                 tokenizer_path: self.guard_tokenizer_path.clone(),
                 ..self.model.clone()
             };
-            let guard = Classifier::new(args.load(self.guard_max_seq_len, self.max_batch_size)?);
-            llama = llama.with_guard(Counted::new(guard, metrics));
+            let guard = args.load_beside(self.guard_max_seq_len, self.max_batch_size)?;
+            llama = llama.with_guard(Counted::new(Classifier::new(guard), metrics));
         }
         Ok(llama.with_hold_back(self.hold_back))
     }

@@ -38,11 +38,15 @@ use tokio::sync::Notify;
 /// Connections and threads for judging need no more; the model has threads of its own.
 const THREADS: usize = 2;
 
+/// For threads that judge to end, when all connections have.
+const LAST_THREADS: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     examples::run(|| serve(&Args::parse()))
 }
 
 fn serve(args: &Args) -> Outcome {
+    let model = args.on_ranks()?;
     // Before the model is loaded, which takes long: who has the port already is told at once.
     let listener = TcpListener::bind(args.bind).map_err(|error| {
         format!("{} cannot be listened at: {error} (--bind takes another address)", args.bind)
@@ -50,7 +54,7 @@ fn serve(args: &Args) -> Outcome {
     listener.set_nonblocking(true)?;
     let metrics = Arc::new(Metrics::default());
     let access = Access::new(args.api_key()?, args.allow_origin.clone(), args.own_hosts()?);
-    let llama = args.load(&metrics)?;
+    let llama = args.load(model, &metrics)?;
     let app = Arc::new(App::new(
         llama,
         args.is_guarded(),
@@ -72,8 +76,8 @@ fn serve(args: &Args) -> Outcome {
         .enable_all()
         .build()?;
     runtime.block_on(run(listener, app, args))?;
-    // Whoever is not done by now is not waited for.
-    runtime.shutdown_background();
+    // Whoever is not done by now is hardly waited for: the model goes before the program does.
+    runtime.shutdown_timeout(LAST_THREADS);
     Ok(())
 }
 
