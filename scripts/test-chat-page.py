@@ -31,7 +31,7 @@ new MutationObserver(() => {
 # From now on answers fill the context, unless `arguments[0]` is pressed or clicked when they begin.
 ENDLESS = """
 const real = window.fetch;
-window.fetch = (url, options) => real(url, options.body ? {...options, body: JSON.stringify({...JSON.parse(options.body), logit_bias: {2: -100}})} : options);
+window.fetch = (url, options) => real(url, options.body ? {...options, body: JSON.stringify({...JSON.parse(options.body), seed: 1, logit_bias: {2: -100}})} : options);
 window.end = arguments[0];
 new MutationObserver(() => {
   const newest = [...document.querySelectorAll('.assistant')].pop();

@@ -193,7 +193,10 @@ fn a_shutdown_without_grace_or_hurried_cancels() {
             while TcpStream::connect(server.address).is_ok() {}
             server.terminate();
         }
-        let begun = Response::read(begun).body;
+        let begun = Response::read(begun);
+        let buffering = (begun.header("x-accel-buffering"), begun.header("cache-control"));
+        assert_eq!(buffering, (Some("no"), Some("no-cache")));
+        let begun = begun.body;
         assert!(begun.contains("shutting_down") && !begun.contains("[DONE]"), "{begun}");
         let whole = Response::read(whole);
         assert_eq!((whole.status, &whole.json()["error"]["code"]), (503, &json!("shutting_down")));

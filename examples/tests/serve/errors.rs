@@ -76,6 +76,7 @@ fn the_field_at_fault_is_named() {
         (more(json!({"logit_bias": {"1024": 1}})), "logit_bias", None),
         (more(json!({"top_logprobs": 2})), "top_logprobs", None),
         (more(json!({"logprobs": true, "top_logprobs": 21})), "top_logprobs", None),
+        (more(json!({"logprobs": true, "top_logprobs": 20, "n": 128})), "logprobs", None),
         (more(json!({"stream": "yes"})), "stream", None),
         (more(json!({"stream_options": {"include_usage": true}})), "stream_options", None),
         (more(json!({"min_p": 2})), "min_p", None),

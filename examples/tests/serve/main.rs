@@ -218,6 +218,53 @@ fn texts_are_continued_from_strings_and_from_tokens() {
     );
 }
 
+/// A token that was told is among its alternatives, under its own text and with its own logprob, wherever it stands and however unlikely it is.
+#[test]
+fn alternatives_hold_the_token_that_was_told() {
+    let server = Server::start(&[]);
+    let flat = json!({"model": "tiny-chat", "temperature": 2, "top_p": 1, "max_tokens": 20, "logprobs": 4});
+    for seed in 0..8 {
+        let request = with(
+            flat.clone(),
+            json!({"prompt": ["Once upon", "Hello"], "seed": seed, "echo": seed % 2 == 0}),
+        );
+        for choice in server.post(COMPLETIONS, &request).json()["choices"].as_array().unwrap() {
+            let list = |name: &str| choice["logprobs"][name].as_array().unwrap().clone();
+            let top = list("top_logprobs");
+            for ((token, p), top) in list("tokens").iter().zip(list("token_logprobs")).zip(&top) {
+                assert_eq!(
+                    if p.is_null() { &p } else { &top[token.as_str().unwrap()] },
+                    &p,
+                    "{token}: {top}"
+                );
+                assert!(top.as_object().is_none_or(|top| (1..=5).contains(&top.len())), "{top}");
+            }
+            let unknown = top.iter().filter(|top| top.is_null()).count();
+            assert_eq!((unknown, top[0].is_null()), if seed % 2 == 0 { (1, true) } else { (0, false) });
+        }
+    }
+    // What a chat begins with has no space before it, and neither have its alternatives.
+    let first =
+        with(chat("Hello"), json!({"temperature": 0, "logprobs": true, "top_logprobs": 20, "max_tokens": 1}));
+    let first = server.post(CHAT, &first).json()["choices"][0]["logprobs"]["content"][0].clone();
+    let top = first["top_logprobs"].as_array().unwrap();
+    assert_eq!((&top[0]["token"], &top[0]["bytes"]), (&first["token"], &first["bytes"]));
+    assert!(top.iter().all(|token| !token["token"].as_str().unwrap().starts_with(' ')), "{first}");
+}
+
+/// What an echo tells is no answer yet.
+#[test]
+fn an_echo_is_no_first_text() {
+    let server = Server::start(&[]);
+    let echo = json!({"model": "tiny-chat", "prompt": "Once", "max_tokens": 0, "echo": true});
+    assert_eq!(server.post(COMPLETIONS, &echo).status, 200);
+    assert_eq!(server.metric("serve_time_to_first_text_seconds_count"), 0.0);
+    let continued = with(echo, json!({"max_tokens": 4, "temperature": 0}));
+    assert!(server.post(COMPLETIONS, &continued).json()["choices"][0]["text"].as_str().unwrap().len() > 4);
+    assert_eq!(server.metric("serve_time_to_first_text_seconds_count"), 1.0);
+    assert_eq!(server.ended("complete"), 2.0);
+}
+
 #[test]
 fn there_are_models_a_health_metrics_and_a_page() {
     let server = Server::start(&["--model_name", "org/llama"]);
