@@ -1,6 +1,6 @@
 //! A model on several ranks, which are threads here: the laws, what each rank reads, says and tells, and what it takes.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -171,7 +171,6 @@ fn plans_count_what_is_kept_in_another_type() {
                     None => read,
                 };
                 let expected: u64 = read.iter().map(|(name, &read)| bytes(name, read)).sum();
-                // With 5 blocks on 4 ranks, and where what a rank has is counted by the widest.
                 let mut params = LoadParams::new(32, 2);
                 params.communicator = ThreadCommunicator::group(4).nth(rank).unwrap();
                 params.computation = computation;
@@ -271,8 +270,8 @@ fn fast_logits_of_recast_blocks_are_near_those_of_one_rank() {
         let mean_square = |numbers: &[f32]| numbers.iter().map(|x| x * x).sum::<f32>() / numbers.len() as f32;
         let apart: Vec<f32> = expected.iter().zip(&found).map(|(a, b)| a - b).collect();
         let apart = (mean_square(&apart) / mean_square(&expected)).sqrt();
-        println!("{ffn_dim}: {apart}");
-        assert!(apart < 0.05, "{ffn_dim}: {apart}");
+        // Measured: 0.013 of both.
+        assert!(apart < 0.02, "{ffn_dim}: {apart}");
     }
 }
 

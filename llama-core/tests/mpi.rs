@@ -167,7 +167,7 @@ fn rows(mpi: Arc<MpiCommunicator>) -> ExitCode {
 fn memory(mpi: Arc<MpiCommunicator>) -> ExitCode {
     let config = ModelConfig {
         dim: 1024,
-        n_layers: 4,
+        n_layers: 2,
         n_heads: 8,
         n_kv_heads: 8,
         head_dim: 128,
