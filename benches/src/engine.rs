@@ -80,13 +80,17 @@ struct Chosen {
 }
 
 impl Chosen {
+    fn chosen(&self, asked: llama_backend::Computation) -> llama_backend::Computation {
+        match self.choices.computation {
+            None => asked,
+            Some(Computation::Exact) => llama_backend::Computation::Exact,
+            Some(Computation::Fast) => llama_backend::Computation::Fast,
+        }
+    }
+
     fn params(&self, params: &LoadParams) -> LoadParams {
         let mut params = params.clone();
-        match self.choices.computation {
-            None => {}
-            Some(Computation::Exact) => params.computation = llama_backend::Computation::Exact,
-            Some(Computation::Fast) => params.computation = llama_backend::Computation::Fast,
-        }
+        params.computation = self.chosen(params.computation);
         if let Some(dtype) = self.choices.cache_type {
             params.kv_dtype = dtype;
         }
@@ -101,6 +105,10 @@ impl Backend for Chosen {
 
     fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
+    }
+
+    fn computation(&self, asked: llama_backend::Computation) -> llama_backend::Computation {
+        self.backend.computation(self.chosen(asked))
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {

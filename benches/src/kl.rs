@@ -8,8 +8,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use llama_backend::{
-    Backend, BackendError, Batch, Capabilities, DType, LoadParams, Logits, MemoryPlan, Model, ModelConfig,
-    ModelSource, Run, Slot, TokenId, Want,
+    Backend, BackendError, Batch, Capabilities, Computation, DType, LoadParams, Logits, MemoryPlan, Model,
+    ModelConfig, ModelSource, Run, Slot, TokenId, Want,
 };
 use llama_core::checkpoint::Checkpoint;
 
@@ -24,6 +24,10 @@ impl Backend for InF32 {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { dtypes: &[DType::F32], ..self.0.capabilities() }
+    }
+
+    fn computation(&self, asked: Computation) -> Computation {
+        self.0.computation(asked)
     }
 
     fn plan(&self, config: &ModelConfig, dtype: DType, params: &LoadParams) -> MemoryPlan {

@@ -110,3 +110,14 @@ fn the_seeds_open() {
         Tokenizer::from_bytes(&seed(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
+
+/// The `tokenizers` crate panics at the first of these.
+#[test]
+fn merges_of_what_is_no_piece_are_refused_by_name() {
+    let json = tokenizer_json();
+    for (merge, missing) in [(r#"["▁","▁a"]"#, "▁▁a"), (r#"["▁","b"]"#, "b"), (r#"["b","a"]"#, "b")] {
+        let json = json.replace(r#"["▁","a"]"#, merge);
+        let error = Tokenizer::from_bytes(json.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains(&format!("needs {missing:?}")), "{merge}: {error}");
+    }
+}

@@ -37,6 +37,15 @@ impl Encoder {
                     .collect();
                 // A merge that makes a control piece would let text pass for structure.
                 merges.retain(|(left, right)| !special.contains([left.as_str(), right].concat().as_str()));
+                // The crate panics where a merge makes more than the longest piece.
+                for (left, right) in &merges {
+                    for piece in [left, right, &[left.as_str(), right].concat()] {
+                        if !vocab.normal.contains_key(piece.as_str()) {
+                            let (left, right, piece) = (left.clone(), right.clone(), piece.clone());
+                            return Err(TokenizerError::BadMerge { left, right, piece });
+                        }
+                    }
+                }
                 (merges, Vec::new())
             }
             None => {

@@ -88,6 +88,16 @@ pub enum TokenizerError {
         /// Their score.
         score: f32,
     },
+    /// A merge of pieces, or to a piece, that the vocabulary does not have.
+    #[error("the merge of {left:?} and {right:?} needs {piece:?}, which is no piece of text")]
+    BadMerge {
+        /// The first part.
+        left: String,
+        /// The second part.
+        right: String,
+        /// What is missing: one of them, or both together.
+        piece: String,
+    },
     /// The merges are refused by the `tokenizers` crate.
     #[error("the merges are refused")]
     Merges(#[source] Box<dyn std::error::Error + Send + Sync>),
