@@ -115,7 +115,8 @@ fn the_seeds_open() {
 #[test]
 fn merges_of_what_is_no_piece_are_refused_by_name() {
     let json = tokenizer_json();
-    for (merge, missing) in [(r#"["▁","▁a"]"#, "▁▁a"), (r#"["▁","b"]"#, "b"), (r#"["b","a"]"#, "b")] {
+    for (merge, missing) in [(r#"["▁","▁a"]"#, "▁▁a"), (r#"["▁","b"]"#, "b"), (r#"["b","a"]"#, "b")]
+    {
         let json = json.replace(r#"["▁","a"]"#, merge);
         let error = Tokenizer::from_bytes(json.as_bytes()).unwrap_err();
         assert!(error.to_string().contains(&format!("needs {missing:?}")), "{merge}: {error}");

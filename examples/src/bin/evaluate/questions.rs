@@ -35,7 +35,10 @@ pub(crate) struct Targets(pub(crate) Vec<(String, bool)>);
 impl Questions {
     /// Where a question stands, for an error about it.
     pub(crate) fn place(&self, index: usize) -> String {
-        format!("{}: question {} ({:?})", self.path.display(), index + 1, self.questions[index].question)
+        let question = &self.questions[index].question;
+        let shown: String = question.chars().take(60).collect();
+        let rest = if shown.len() < question.len() { "…" } else { "" };
+        format!("{}: question {} ({shown:?}{rest})", self.path.display(), index + 1)
     }
 }
 
