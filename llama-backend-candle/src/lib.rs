@@ -2,7 +2,7 @@
 //!
 //! Our own model code on candle's tensors. Weights in f32, f16 and bf16 stay as the checkpoint stores them, on the CPU in the reader's
 //! memory map itself; quantised ones are packed for the kernels, or used as they lie where the caller wants them exact
-//! ([`Computation`](llama_backend::Computation)). Sums and norms are f32, and so are activations but for products of packed matrices,
+//! ([`Computation`]). Sums and norms are f32, and so are activations but for products of packed matrices,
 //! where they are rounded to 8 bits (16 for the output). The KV cache is f32, or f16 on request.
 //!
 //! On the CPU the operations are kernels of ours, called as candle's custom operations and chosen for the processor when a model is

@@ -1,6 +1,6 @@
 //! What a client asks for, read from JSON: OpenAI's requests as prompts and options of llama-core's.
 //!
-//! Nothing here knows HTTP. Fields are taken one by one ([`Fields`]), so that an error names the field, and what nobody has taken is
+//! Nothing here knows HTTP. Fields are taken one by one ([`fields::Fields`]), so that an error names the field, and what nobody has taken is
 //! a field that does not exist. As OpenAI does it: `null` asks for nothing, a field that does not exist is an error, and so is one that
 //! would change the answer and cannot be had; what only describes the caller (`user`, `metadata` …) is let pass. Nothing is said twice: of two
 //! fields with one name, or two names for one thing, neither counts silently.
