@@ -74,23 +74,24 @@ fn crowd(server: &Server, alone: &[Vec<(String, Vec<Value>, Value)>], answered: 
     server.wait_until_idle();
 }
 
-/// A crowd twice, of a server with these flags.
+/// Crowds of a server with these flags, until one takes no more memory than the one before it: how many of a crowd are there at once differs, but
+/// what is left behind is left behind by each.
 fn comes_and_goes(flags: &[&str]) {
     let room = ["--max_queue_len", "1800", "--max_concurrent", "1800"];
     let server = Server::start(&[&room, flags].concat());
     let alone: Vec<_> = (0..12).map(|kind| answers(&server.post(CHAT, &request(kind)))).collect();
     let answered = AtomicUsize::new(0);
     crowd(&server, &alone, &answered);
-    #[cfg(target_os = "linux")]
-    let warm = server.resident();
-    crowd(&server, &alone, &answered);
-    #[cfg(target_os = "linux")]
-    {
-        let grown = server.resident().saturating_sub(warm);
-        assert!(grown < 8_000, "{grown} kB more than {warm} after a second crowd");
+    let mut resident = vec![server.resident()];
+    let is_flat = |resident: &[u64]| matches!(resident, [.., before, last] if *last < before + 8_000);
+    while !is_flat(&resident) && resident.len() < 5 {
+        crowd(&server, &alone, &answered);
+        resident.push(server.resident());
     }
+    assert!(is_flat(&resident), "kB after each crowd: {resident:?}");
+    let n_requests = resident.len() * CLIENTS * REQUESTS;
     let answered = answered.load(Ordering::Relaxed);
-    assert!(answered > CLIENTS * REQUESTS / 2);
+    assert!(answered > n_requests / 4);
     let metrics = server.get("/metrics").body;
     let ours =
         metrics.lines().find(|line| line.starts_with("serve_responses_total") && line.contains("status=\"5"));
@@ -99,7 +100,7 @@ fn comes_and_goes(flags: &[&str]) {
     let ended = ["complete", "client_gone", "refused", "error", "deadline", "shutdown"];
     let [complete, gone, refused, rest @ ..] = ended.map(|outcome| server.ended(outcome));
     assert!(complete >= (alone.len() + answered) as f64, "{metrics}");
-    assert!(complete + gone + refused <= (alone.len() + 2 * CLIENTS * REQUESTS) as f64, "{metrics}");
+    assert!(complete + gone + refused <= (alone.len() + n_requests) as f64, "{metrics}");
     assert!(gone > 0.0 && rest == [0.0; 3], "{metrics}");
     assert_eq!(server.metric("llama_slots"), 8.0);
     assert_eq!(answers(&server.post(CHAT, &request(5))), alone[5]);
