@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::columns::Columns;
 use super::dense::{self, Activations, Rows};
-use super::quant::activations::{self, Block};
+use super::quant::activations::Arranged;
 use super::quant::{self, Packed};
 use super::{Context, SERIAL_BELOW};
 
@@ -79,7 +79,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     };
     // One kind for all that share the activations: a matrix beside a finer one is computed as that is. A model never mixes them.
     let fine = products.iter().filter_map(packed).max();
-    let n_blocks = fine.map_or(0, |fine| x.len() / activations::LEN * (1 + usize::from(fine)));
+    let n_blocks = fine.map_or(0, |fine| quant::n_blocks(x.len(), fine));
 
     let mut tasks = Vec::new();
     for Product { weights, n_out, out } in products {
@@ -87,7 +87,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         let columns = Columns::split(out, n_out, width);
         tasks.extend(rows.zip(columns).map(|(rows, out)| Mutex::new(Task { weights, rows, out })));
     }
-    let run = |dense: Activations<'_>, blocks: &[Block]| {
+    let run = |dense: Activations<'_>, blocks: Option<Arranged<'_>>| {
         let task = |i: usize| {
             // Each is taken once.
             let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +96,9 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
                 Weights::Dense(weights) => dense::multiply(ctx.isa, weights, rows.clone(), dense, out),
                 Weights::Packed(weights) => {
                     let panels = rows.start / quant::ROWS..rows.end.div_ceil(quant::ROWS);
-                    quant::multiply(ctx.isa, weights, panels, blocks, fine == Some(true), out);
+                    if let Some(blocks) = blocks {
+                        quant::multiply(ctx.isa, weights, panels, blocks, out); // always, beside a packed matrix
+                    }
                 }
             }
         };
@@ -108,9 +110,7 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     };
     ctx.arranged.with(arranged, |numbers| {
         ctx.blocks.with(n_blocks, |blocks| {
-            if let Some(fine) = fine {
-                quant::quantize(ctx, x, k, fine, blocks);
-            }
+            let blocks = fine.map(|fine| quant::quantize(ctx, x, k, fine, blocks));
             let dense = match numbers {
                 [] => Activations::Rows { x, k },
                 numbers => Activations::Arranged(dense::arrange(ctx, x, k, numbers)),

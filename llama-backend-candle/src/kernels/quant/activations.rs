@@ -1,9 +1,40 @@
 //! Activations as bytes: each 32 of a row with a scale of their own.
 //!
 //! A block knows its row alone, so that a row's result cannot depend on its batch. A block and what is known of it fill a line of cache.
+//!
+//! Blocks lie chunk after chunk of some rows' columns, and within a chunk row after row: what is multiplied together lies together. Whole
+//! rows lie a power of two apart in most models, where the same column of each falls on the same few lines of a cache.
+
+use std::ops::Range;
 
 /// The elements of a block.
 pub(crate) const LEN: usize = 32;
+/// The blocks of a row in a chunk: as many parts of a panel, unpacked, with a few rows of activations, fill half of the first cache.
+/// Whole blocks of every type.
+pub(crate) const PARTS: usize = 16;
+
+/// Rows of blocks: `[k / LEN / PARTS][rows][PARTS]`, of the last chunk perhaps fewer parts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arranged<'a> {
+    pub(super) blocks: &'a [Block],
+    /// Twice as many as there are activations, where they are fine: each row is followed by what rounding took from it.
+    pub(super) rows: usize,
+    pub(super) fine: bool,
+}
+
+impl<'a> Arranged<'a> {
+    /// The parts of a row, as chunks have them.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let parts = self.blocks.len() / self.rows.max(1);
+        (0..parts).step_by(PARTS).map(move |from| from..parts.min(from + PARTS))
+    }
+
+    /// A chunk of some rows.
+    pub(super) fn of(&self, rows: Range<usize>, chunk: &Range<usize>) -> &'a [Block] {
+        let before = chunk.start * self.rows + rows.start * chunk.len();
+        &self.blocks[before..][..rows.len() * chunk.len()]
+    }
+}
 
 /// 32 activations: `scale · q`.
 #[derive(Debug, Clone, Copy)]
@@ -12,8 +43,8 @@ pub(crate) struct Block {
     /// Groups of four, as the kernels take them. Within -127..=127.
     pub(crate) q: [[i8; 4]; LEN / 4],
     pub(crate) scale: f32,
-    /// The negative sum of `q`, of its first half and of its second half.
-    pub(crate) minus_sum: [i32; 3],
+    /// The negative sum of `q`, of its first half and of its second half: whole numbers.
+    pub(crate) minus_sum: [f32; 3],
     /// `scale` times the sum of `q`, of its first half and of its second half.
     pub(crate) sum: [f32; 3],
 }
@@ -21,7 +52,7 @@ pub(crate) struct Block {
 impl Block {
     /// Before it is written.
     pub(crate) const EMPTY: Self =
-        Self { q: [[0; 4]; LEN / 4], scale: 0.0, minus_sum: [0; 3], sum: [0.0; 3] };
+        Self { q: [[0; 4]; LEN / 4], scale: 0.0, minus_sum: [0.0; 3], sum: [0.0; 3] };
 
     /// Rounds 32 numbers to the nearest of 255 steps, the largest to ±127.
     ///
@@ -60,7 +91,7 @@ impl Block {
         block.scale = max / 127.0;
         let sums = [first + second, first, second];
         for i in 0..3 {
-            block.minus_sum[i] = -sums[i];
+            block.minus_sum[i] = -sums[i] as f32;
             block.sum[i] = block.scale * sums[i] as f32;
         }
         block
@@ -91,9 +122,9 @@ mod tests {
             for (x, q) in x.iter().zip(q) {
                 assert!((x - f32::from(*q) * block.scale).abs() <= block.scale * 0.5001);
             }
-            let sum = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+            let sum = |q: &[i8]| q.iter().map(|q| f32::from(*q)).sum::<f32>();
             assert_eq!(block.minus_sum, [-sum(q), -sum(&q[..16]), -sum(&q[16..])]);
-            assert_eq!(block.sum, block.minus_sum.map(|sum| block.scale * -sum as f32));
+            assert_eq!(block.sum, block.minus_sum.map(|sum| block.scale * -sum));
         }
         assert_eq!(size_of::<Block>(), 64);
     }
@@ -101,7 +132,7 @@ mod tests {
     #[test]
     fn zeros_are_zeros_and_what_is_not_finite_stays_so() {
         let zero = Block::quantize(&[0.0; LEN]);
-        assert_eq!((zero.scale, zero.minus_sum), (0.0, [0; 3]));
+        assert_eq!((zero.scale, zero.minus_sum), (0.0, [0.0; 3]));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = [1.0; LEN];
             x[17] = bad;

@@ -1,7 +1,7 @@
 //! What a kernel on quantised weights may do with sixteen rows of a matrix at once, on whatever the processor has.
 //!
-//! A vector holds one 32-bit lane for each row: four consecutive elements of the row as bytes, or a sum, a scale, a product. Sixteen
-//! rows are one vector of 64 bytes, or two *halves* on processors whose vectors have 32. As in [`simd`](crate::kernels::simd), a kernel is
+//! There is one 32-bit lane for each row: four consecutive elements of the row as bytes, or a sum, a scale, a product. Sixteen
+//! lanes are one vector of 64 bytes, or two on processors whose vectors have 32. As in [`simd`](crate::kernels::simd), a kernel is
 //! written once and compiled for each instruction set, and a value of a type is the proof that the processor has its instructions.
 //!
 //! Sums of products of integers are exact, so that instruction sets differ only in how they add the f32 scaled sums.
@@ -22,16 +22,35 @@ pub(crate) trait Elements {
     const BITS: u32;
     /// Elements are signed bytes.
     const SIGNED: bool;
-    /// The power of two that an unsigned element is too large by, as its exponent; `None` where it is not.
-    const OFFSET_LOG2: Option<u32>;
+    /// What an unsigned element is too large by; `None` where it is not.
+    const OFFSET: Option<f32>;
 }
 
-/// An instruction set, on [`ROWS`] lanes in [`HALVES`](Self::HALVES).
+/// Some weights as eight groups, of four bytes of each of [`ROWS`] rows.
+pub(crate) trait Groups<S: Lanes>: Copy {
+    type Elements: Elements;
+    fn group(self, s: S, g: usize) -> S::I;
+}
+
+/// 32 activations as groups of four.
+pub(crate) type Quads = [[i8; 4]; 8];
+
+/// Does something with each group, of which `$g` is the constant number: straight code, where a loop over so much might stay one.
+macro_rules! each_group {
+    ($g:ident: $body:expr) => {
+        each_group!(@ $g $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $g:ident $body:expr, $($n:literal)*) => {
+        $({
+            const $g: usize = $n;
+            $body
+        })*
+    };
+}
+pub(crate) use each_group;
+
+/// An instruction set, on [`ROWS`] lanes.
 pub(crate) trait Lanes: Copy + Debug {
-    /// Vectors for [`ROWS`] rows.
-    const HALVES: usize;
-    /// Rows of activations that are multiplied at a time, as registers allow: up to 8.
-    const TILE: usize;
     /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays.
     const DIRECT: usize;
     /// Bytes, or 32-bit integers.
@@ -39,17 +58,20 @@ pub(crate) trait Lanes: Copy + Debug {
     /// f32.
     type F: Copy;
 
-    /// Zeros, to begin an array with.
-    ///
-    /// Kernels fill arrays in loops: a closure that is not inlined is compiled for the plain processor, and many times slower.
-    fn zero(self) -> Self::I;
-    /// A half of the bytes as they are stored.
-    fn bytes(self, from: &Bytes, half: usize) -> Self::I;
-    fn store_bytes(self, bytes: Self::I, to: &mut Bytes, half: usize);
+    /// Rows of activations that are multiplied at a time, as registers allow: up to 8.
+    fn tile<E: Elements>() -> usize;
+    /// What the elements that [`dots`](Self::dots) multiplies are too large by.
+    fn offset<E: Elements>() -> Option<f32> {
+        E::OFFSET
+    }
+
+    /// The bytes as they are stored.
+    fn bytes(self, from: &Bytes) -> Self::I;
+    fn store_bytes(self, bytes: Self::I, to: &mut Bytes);
     /// A byte for each row, widened.
-    fn widen(self, from: &[u8; ROWS], half: usize) -> Self::I;
+    fn widen(self, from: &[u8; ROWS]) -> Self::I;
     /// A signed byte for each row, widened.
-    fn widen_signed(self, from: &[u8; ROWS], half: usize) -> Self::I;
+    fn widen_signed(self, from: &[u8; ROWS]) -> Self::I;
     /// `a & mask`, in every byte.
     fn and(self, a: Self::I, mask: u8) -> Self::I;
     /// `(a >> n) & mask`, in every byte.
@@ -59,19 +81,21 @@ pub(crate) trait Lanes: Copy + Debug {
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     /// `table[a]` in every byte; each is below 16.
     fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I;
-    /// Signed bytes as [`dot`](Self::dot) wants them.
+    /// Signed bytes as [`dots`](Self::dots) wants them.
     fn signed(self, a: Self::I) -> Self::I;
-    /// For each row, the sum of the products of its elements and those of `x`, of which four belong to each of `w`.
-    ///
-    /// `minus_sum` is the negative sum of those of `x`.
-    fn dot<E: Elements, const G: usize>(self, w: &[Self::I; G], x: &[[i8; 4]; G], minus_sum: i32) -> Self::I;
+    /// For each row of `x` and of the weights, the sum of the products of their elements in the groups from `FROM` to `TO`.
+    fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
+        self,
+        w: W,
+        x: [&Quads; N],
+    ) -> [Self::I; N];
 
     /// Integers as f32.
     fn float(self, a: Self::I) -> Self::F;
     fn splat(self, x: f32) -> Self::F;
-    fn load(self, from: &[f32; ROWS], half: usize) -> Self::F;
-    fn load_f16(self, from: &[u8; 2 * ROWS], half: usize) -> Self::F;
-    fn store(self, v: Self::F, to: &mut [f32; ROWS], half: usize);
+    fn load(self, from: &[f32; ROWS]) -> Self::F;
+    fn load_f16(self, from: &[u8; 2 * ROWS]) -> Self::F;
+    fn store(self, v: Self::F, to: &mut [f32; ROWS]);
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
@@ -95,33 +119,31 @@ fn each(a: [u32; ROWS], f: impl Fn(u8) -> u8) -> [u32; ROWS] {
 }
 
 impl Lanes for Scalar {
-    const HALVES: usize = 1;
-    const TILE: usize = 4;
     const DIRECT: usize = 2;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
 
     #[inline(always)]
-    fn zero(self) -> Self::I {
-        [0; ROWS]
+    fn tile<E: Elements>() -> usize {
+        4
     }
     #[inline(always)]
-    fn bytes(self, from: &Bytes, _: usize) -> Self::I {
+    fn bytes(self, from: &Bytes) -> Self::I {
         let (lanes, _) = from.as_chunks::<4>();
         std::array::from_fn(|i| u32::from_le_bytes(lanes[i]))
     }
     #[inline(always)]
-    fn store_bytes(self, bytes: Self::I, to: &mut Bytes, _: usize) {
+    fn store_bytes(self, bytes: Self::I, to: &mut Bytes) {
         for (to, lane) in to.as_chunks_mut::<4>().0.iter_mut().zip(bytes) {
             *to = lane.to_le_bytes();
         }
     }
     #[inline(always)]
-    fn widen(self, from: &[u8; ROWS], _: usize) -> Self::I {
+    fn widen(self, from: &[u8; ROWS]) -> Self::I {
         from.map(u32::from)
     }
     #[inline(always)]
-    fn widen_signed(self, from: &[u8; ROWS], _: usize) -> Self::I {
+    fn widen_signed(self, from: &[u8; ROWS]) -> Self::I {
         from.map(|byte| i32::from(byte as i8) as u32)
     }
     #[inline(always)]
@@ -149,18 +171,24 @@ impl Lanes for Scalar {
         a
     }
     #[inline(always)]
-    fn dot<E: Elements, const G: usize>(self, w: &[Self::I; G], x: &[[i8; 4]; G], minus_sum: i32) -> Self::I {
-        let offset = E::OFFSET_LOG2.map_or(0, |log2| minus_sum << log2);
-        std::array::from_fn(|row| {
-            let mut sum = offset;
-            for (w, x) in w.iter().zip(x) {
-                for (w, x) in w[row].to_le_bytes().into_iter().zip(x) {
-                    let w = if E::SIGNED { i32::from(w as i8) } else { i32::from(w) };
-                    sum += w * i32::from(*x);
+    fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
+        self,
+        w: W,
+        x: [&Quads; N],
+    ) -> [Self::I; N] {
+        let mut sums = [[0; ROWS]; N];
+        for g in FROM..TO {
+            let w = w.group(self, g).map(u32::to_le_bytes);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    for (w, x) in w.into_iter().zip(x[g]) {
+                        let w = if W::Elements::SIGNED { i32::from(w as i8) } else { i32::from(w) };
+                        *sum += w * i32::from(x);
+                    }
                 }
             }
-            sum as u32
-        })
+        }
+        sums.map(|sums| sums.map(|sum| sum as u32))
     }
     #[inline(always)]
     fn float(self, a: Self::I) -> Self::F {
@@ -171,16 +199,16 @@ impl Lanes for Scalar {
         [x; ROWS]
     }
     #[inline(always)]
-    fn load(self, from: &[f32; ROWS], _: usize) -> Self::F {
+    fn load(self, from: &[f32; ROWS]) -> Self::F {
         *from
     }
     #[inline(always)]
-    fn load_f16(self, from: &[u8; 2 * ROWS], _: usize) -> Self::F {
+    fn load_f16(self, from: &[u8; 2 * ROWS]) -> Self::F {
         let (halves, _) = from.as_chunks::<2>();
         std::array::from_fn(|i| f16::from_le_bytes(halves[i]).to_f32())
     }
     #[inline(always)]
-    fn store(self, v: Self::F, to: &mut [f32; ROWS], _: usize) {
+    fn store(self, v: Self::F, to: &mut [f32; ROWS]) {
         *to = v;
     }
     #[inline(always)]

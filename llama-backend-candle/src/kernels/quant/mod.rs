@@ -30,14 +30,13 @@ pub(crate) use self::lanes::{IntKernel, ROWS, Scalar};
 pub(crate) use self::product::multiply;
 use super::pool::Pool;
 use super::{Context, SERIAL_BELOW};
-use activations::Block;
+use activations::{Arranged, Block, PARTS};
 use lanes::Lanes;
 
 /// A quantised matrix, packed for the kernels.
 #[derive(Debug)]
 pub(crate) struct Packed {
     dtype: DType,
-    k: usize,
     /// Activations are two blocks each.
     fine: bool,
     /// The bytes of a panel.
@@ -87,7 +86,7 @@ impl Packed {
             });
             with_format!(dtype, |F| pack::<F>(rows, panel), else ());
         });
-        Ok(Self { dtype, k, fine, panel, data })
+        Ok(Self { dtype, fine, panel, data })
     }
 
     /// What so many bytes of blocks take when they are packed; of other types nothing is packed.
@@ -119,39 +118,68 @@ fn pack<F: Format>(rows: [&[u8]; ROWS], panel: &mut [u8]) {
     }
 }
 
-/// Rounds the rows of `x`, `[n, k]`, whole blocks of [`activations::LEN`], to bytes: `blocks: [n, k / LEN]`.
+/// Rounds the rows of `x`, `[n, k]`, whole blocks of [`activations::LEN`], to bytes, into [`n_blocks`] of `x`'s length.
 ///
-/// Where they are to be `fine`, each row is followed by one of what rounding took from it, rounded in turn: two bytes for each number,
-/// and `blocks: [n, 2, k / LEN]`.
-pub(crate) fn quantize(ctx: &Context, x: &[f32], k: usize, fine: bool, blocks: &mut [Block]) {
-    let row = k / activations::LEN * (1 + usize::from(fine));
-    let task = |i: usize, blocks: &mut [Block]| {
-        let (x, _) = x[i * k..(i + 1) * k].as_chunks();
-        ctx.isa.run_int(Quantize { x, blocks });
+/// Where they are to be `fine`, each row is followed by one of what rounding took from it, rounded in turn: two bytes for each number.
+pub(crate) fn quantize<'a>(
+    ctx: &Context,
+    x: &[f32],
+    k: usize,
+    fine: bool,
+    blocks: &'a mut [Block],
+) -> Arranged<'a> {
+    let n = x.len() / k;
+    let rows = n * (1 + usize::from(fine));
+    let task = |chunk: usize, blocks: &mut [Block]| {
+        ctx.isa.run_int(Quantize {
+            x,
+            k,
+            from: chunk * PARTS * activations::LEN,
+            fine,
+            parts: blocks.len() / rows,
+            blocks,
+        });
     };
     if x.len() < SERIAL_BELOW {
-        blocks.chunks_exact_mut(row).enumerate().for_each(|(i, blocks)| task(i, blocks));
+        blocks.chunks_mut(rows * PARTS).enumerate().for_each(|(chunk, blocks)| task(chunk, blocks));
     } else {
-        ctx.pool.chunks(blocks, row, task);
+        ctx.pool.chunks(blocks, rows * PARTS, task);
     }
+    Arranged { blocks, rows, fine }
 }
 
-/// One row.
+/// The blocks of so many activations.
+pub(crate) fn n_blocks(len: usize, fine: bool) -> usize {
+    len / activations::LEN * (1 + usize::from(fine))
+}
+
+/// A chunk.
 struct Quantize<'a> {
-    x: &'a [[f32; activations::LEN]],
-    /// As many, or twice as many.
+    x: &'a [f32],
+    k: usize,
+    /// The chunk's first column.
+    from: usize,
+    fine: bool,
+    parts: usize,
     blocks: &'a mut [Block],
 }
 
 impl IntKernel for Quantize<'_> {
     #[inline(always)]
     fn run<S: Lanes>(self, _: S) {
-        let (first, second) = self.blocks.split_at_mut(self.x.len());
-        for (x, block) in self.x.iter().zip(&mut *first) {
-            *block = Block::quantize(x);
-        }
-        for ((x, first), second) in self.x.iter().zip(first).zip(second) {
-            *second = Block::quantize(&first.rest(x));
+        let Self { x, k, from, fine, parts, blocks } = self;
+        let rows = x.chunks_exact(k);
+        let per_row = parts * (1 + usize::from(fine));
+        for (x, blocks) in rows.zip(blocks.chunks_exact_mut(per_row)) {
+            let (x, _) = x[from..][..parts * activations::LEN].as_chunks();
+            let (first, second) = blocks.split_at_mut(parts);
+            for (x, block) in x.iter().zip(&mut *first) {
+                *block = Block::quantize(x);
+            }
+            // None where there is no second row.
+            for ((x, first), second) in x.iter().zip(first).zip(second) {
+                *second = Block::quantize(&first.rest(x));
+            }
         }
     }
 }

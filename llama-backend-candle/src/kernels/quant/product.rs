@@ -3,37 +3,35 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::Block;
+use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
-use super::lanes::{Bytes, IntKernel, Lanes, ROWS};
+use super::lanes::{Bytes, Elements, Groups, IntKernel, Lanes, ROWS};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
 
 /// Elements of a part of a panel, as activations' blocks have.
 const PART: usize = super::activations::LEN;
-/// Parts at a time: unpacked, with a few rows of activations, they fill half of the first cache. Whole blocks of every type.
-const PARTS: usize = 16;
-/// Rows of activations at a time, which the second cache holds.
+/// Rows of activations at a time, of which the second cache holds a chunk.
 const MANY: usize = 64;
+/// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
+const PANELS: usize = 4;
 /// Bytes between what is multiplied and what memory is asked for.
 const AHEAD: usize = 4096;
 
 /// `out = x · weightsᵀ` for some panels, on one thread.
 ///
-/// `x: [n, k / PART]`, or `[n, 2, k / PART]` where it is fine; `out: [n, panels · ROWS]`, or fewer columns at the end.
+/// `out: [n, panels · ROWS]`, or fewer columns at the end.
 pub(crate) fn multiply(
     isa: Isa,
     weights: &Packed,
     panels: Range<usize>,
-    x: &[Block],
-    fine: bool,
+    x: Arranged<'_>,
     out: &mut Columns<'_>,
 ) {
-    let parts = weights.k / PART;
     with_format!(
         weights.dtype,
-        |F| isa.run_int(Multiply::<F> { weights, panels, parts, x, fine, out, format: PhantomData }),
+        |F| isa.run_int(Multiply::<F> { weights, panels, x, out, format: PhantomData }),
         else ()
     );
 }
@@ -41,9 +39,7 @@ pub(crate) fn multiply(
 struct Multiply<'a, 'b, F> {
     weights: &'a Packed,
     panels: Range<usize>,
-    parts: usize,
-    x: &'a [Block],
-    fine: bool,
+    x: Arranged<'a>,
     out: &'a mut Columns<'b>,
     format: PhantomData<F>,
 }
@@ -54,38 +50,45 @@ type Sums = [[f32; ROWS]; MANY];
 impl<F: Format> IntKernel for Multiply<'_, '_, F> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self { weights, panels, parts, x, fine, out, .. } = self;
+        let Self { weights, panels, x, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
-        let mut sums: Sums = [[0.0; ROWS]; MANY];
-        for (i, x) in x.chunks(MANY * parts).enumerate() {
-            let n = x.len() / parts;
-            for (column, panel) in panels.clone().enumerate() {
-                let panel = Direct::<F>(weights.panel(panel), PhantomData);
-                sums[..n].fill([0.0; ROWS]);
-                for first in (0..parts).step_by(PARTS) {
-                    let these = first..parts.min(first + PARTS);
-                    let x = &x[these.start..];
-                    if n <= S::DIRECT {
-                        rows(s, panel, these, parts, x, &mut sums[..n]);
-                    } else {
-                        for (part, unpacked) in these.clone().zip(&mut unpacked) {
-                            unpack(s, panel, part, unpacked);
+        let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
+        for row in (0..x.rows).step_by(MANY) {
+            let n = MANY.min(x.rows - row);
+            for first in panels.clone().step_by(PANELS) {
+                let these = first..panels.end.min(first + PANELS);
+                for sums in &mut sums {
+                    sums[..n].fill([0.0; ROWS]);
+                }
+                for chunk in x.chunks() {
+                    let x = x.of(row..row + n, &chunk);
+                    for (panel, sums) in these.clone().zip(&mut sums) {
+                        let panel = Direct::<F>(weights.panel(panel), PhantomData);
+                        let sums = &mut sums[..n];
+                        if n <= S::DIRECT {
+                            rows(s, panel, chunk.clone(), x, sums);
+                        } else {
+                            for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
+                                unpack(s, panel, part, unpacked);
+                            }
+                            rows(s, Unpacked::<F>(&unpacked, PhantomData), 0..chunk.len(), x, sums);
                         }
-                        let panel = Unpacked::<F>(&unpacked, PhantomData);
-                        rows(s, panel, 0..these.len(), parts, x, &mut sums[..n]);
                     }
                 }
-                if fine {
-                    for (row, two) in sums[..n].as_chunks::<2>().0.iter().enumerate() {
-                        let mut sum = two[0];
-                        for (sum, rest) in sum.iter_mut().zip(two[1]) {
-                            *sum += rest;
+                for (panel, sums) in these.zip(&sums) {
+                    let column = (panel - panels.start) * ROWS;
+                    if x.fine {
+                        for (i, two) in sums[..n].as_chunks::<2>().0.iter().enumerate() {
+                            let mut sum = two[0];
+                            for (sum, rest) in sum.iter_mut().zip(two[1]) {
+                                *sum += rest;
+                            }
+                            out.write(row / 2 + i, column, &sum);
                         }
-                        out.write(i * MANY / 2 + row, column * ROWS, &sum);
-                    }
-                } else {
-                    for (row, sums) in sums[..n].iter().enumerate() {
-                        out.write(i * MANY + row, column * ROWS, sums);
+                    } else {
+                        for (i, sums) in sums[..n].iter().enumerate() {
+                            out.write(row + i, column, sums);
+                        }
                     }
                 }
             }
@@ -96,8 +99,8 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
 /// A panel in some form.
 trait Panel<S: Lanes>: Copy {
     type Format: Format;
-    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8];
-    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F>;
+    fn group(self, s: S, part: usize, g: usize) -> S::I;
+    fn scales(self, s: S, part: usize) -> Scales<S::F>;
     /// Asks memory for what will be needed soon, a part at a time.
     #[inline(always)]
     fn prefetch(self, _: S, _part: usize) {}
@@ -126,14 +129,14 @@ impl<S: Lanes, F: Format> Panel<S> for Direct<'_, F> {
     type Format = F;
 
     #[inline(always)]
-    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8] {
+    fn group(self, s: S, part: usize, g: usize) -> S::I {
         let (unit, part) = self.unit(part);
-        F::elements(s, unit, part, half)
+        F::group(s, unit, part, g)
     }
     #[inline(always)]
-    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F> {
+    fn scales(self, s: S, part: usize) -> Scales<S::F> {
         let (unit, part) = self.unit(part);
-        F::scales(s, unit, part, half)
+        F::scales(s, unit, part)
     }
     #[inline(always)]
     fn prefetch(self, s: S, part: usize) {
@@ -173,61 +176,69 @@ impl<S: Lanes, F: Format> Panel<S> for Unpacked<'_, F> {
     type Format = F;
 
     #[inline(always)]
-    fn elements(self, s: S, part: usize, half: usize) -> [S::I; 8] {
-        let part = &self.0[part];
-        let mut elements = [s.zero(); 8];
-        for g in 0..8 {
-            elements[g] = s.bytes(&part.elements[g], half);
-        }
-        elements
+    fn group(self, s: S, part: usize, g: usize) -> S::I {
+        s.bytes(&self.0[part].elements[g])
     }
     #[inline(always)]
-    fn scales(self, s: S, part: usize, half: usize) -> Scales<S::F> {
+    fn scales(self, s: S, part: usize) -> Scales<S::F> {
         let part = &self.0[part];
         Scales {
-            scale: [s.load(&part.scale[0], half), s.load(&part.scale[1], half)],
-            minimum: [s.load(&part.minimum[0], half), s.load(&part.minimum[1], half)],
+            scale: [s.load(&part.scale[0]), s.load(&part.scale[1])],
+            minimum: [s.load(&part.minimum[0]), s.load(&part.minimum[1])],
         }
+    }
+}
+
+/// A part of a panel.
+struct PartOf<P> {
+    panel: P,
+    part: usize,
+}
+
+impl<P: Copy> Clone for PartOf<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P: Copy> Copy for PartOf<P> {}
+
+impl<S: Lanes, P: Panel<S>> Groups<S> for PartOf<P> {
+    type Elements = P::Format;
+
+    #[inline(always)]
+    fn group(self, s: S, g: usize) -> S::I {
+        self.panel.group(s, self.part, g)
     }
 }
 
 #[inline(always)]
 fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut Part) {
-    for half in 0..S::HALVES {
-        let elements = panel.elements(s, part, half);
-        for (elements, to) in elements.into_iter().zip(&mut to.elements) {
-            s.store_bytes(elements, to, half);
-        }
-        let Scales { scale, minimum } = panel.scales(s, part, half);
-        for i in 0..2 {
-            s.store(scale[i], &mut to.scale[i], half);
-            s.store(minimum[i], &mut to.minimum[i], half);
-        }
+    for (g, to) in to.elements.iter_mut().enumerate() {
+        s.store_bytes(panel.group(s, part, g), to);
+    }
+    let Scales { scale, minimum } = panel.scales(s, part);
+    for i in 0..2 {
+        s.store(scale[i], &mut to.scale[i]);
+        s.store(minimum[i], &mut to.minimum[i]);
     }
 }
 
-/// Adds the products of some parts for each row of `x`; the rows are `stride` blocks apart.
+/// Adds the products of some parts for each row of `x`, which are as many blocks a row.
 #[inline(always)]
-fn rows<S: Lanes, P: Panel<S>>(
-    s: S,
-    panel: P,
-    parts: Range<usize>,
-    stride: usize,
-    x: &[Block],
-    sums: &mut [[f32; ROWS]],
-) {
-    for (x, sums) in x.chunks(S::TILE * stride).zip(sums.chunks_mut(S::TILE)) {
+fn rows<S: Lanes, P: Panel<S>>(s: S, panel: P, parts: Range<usize>, x: &[Block], sums: &mut [[f32; ROWS]]) {
+    let tile_rows = S::tile::<P::Format>();
+    for (x, sums) in x.chunks(tile_rows * parts.len()).zip(sums.chunks_mut(tile_rows)) {
         let parts = parts.clone();
         match sums.len() {
-            8 if S::TILE >= 8 => tile::<S, P, 8>(s, panel, parts, stride, x, sums),
-            7 if S::TILE >= 7 => tile::<S, P, 7>(s, panel, parts, stride, x, sums),
-            6 if S::TILE >= 6 => tile::<S, P, 6>(s, panel, parts, stride, x, sums),
-            5 if S::TILE >= 5 => tile::<S, P, 5>(s, panel, parts, stride, x, sums),
-            4 => tile::<S, P, 4>(s, panel, parts, stride, x, sums),
-            3 => tile::<S, P, 3>(s, panel, parts, stride, x, sums),
-            2 => tile::<S, P, 2>(s, panel, parts, stride, x, sums),
-            1 => tile::<S, P, 1>(s, panel, parts, stride, x, sums),
-            _ => unreachable!("a chunk has from one to S::TILE rows, of which there are at most eight"),
+            8 if tile_rows >= 8 => tile::<S, P, 8>(s, panel, parts, x, sums),
+            7 if tile_rows >= 7 => tile::<S, P, 7>(s, panel, parts, x, sums),
+            6 if tile_rows >= 6 => tile::<S, P, 6>(s, panel, parts, x, sums),
+            5 if tile_rows >= 5 => tile::<S, P, 5>(s, panel, parts, x, sums),
+            4 => tile::<S, P, 4>(s, panel, parts, x, sums),
+            3 => tile::<S, P, 3>(s, panel, parts, x, sums),
+            2 => tile::<S, P, 2>(s, panel, parts, x, sums),
+            1 => tile::<S, P, 1>(s, panel, parts, x, sums),
+            _ => unreachable!("a chunk has from one to `tile_rows` rows, of which there are at most eight"),
         }
     }
 }
@@ -238,61 +249,63 @@ fn tile<S: Lanes, P: Panel<S>, const N: usize>(
     s: S,
     panel: P,
     parts: Range<usize>,
-    stride: usize,
     x: &[Block],
     sums: &mut [[f32; ROWS]],
 ) {
+    let n = parts.len();
     let mut rows: [&[Block]; N] = [&[]; N];
     for i in 0..N {
-        rows[i] = &x[i * stride..][..parts.len()];
+        rows[i] = &x[i * n..][..n];
     }
-    for half in 0..S::HALVES {
-        let mut added = [s.splat(0.0); N];
+    let mut added = [s.splat(0.0); N];
+    for i in 0..N {
+        added[i] = s.load(&sums[i]);
+    }
+    for (p, part) in parts.enumerate() {
+        panel.prefetch(s, part);
+        let mut quads = [&rows[0][p].q; N];
         for i in 0..N {
-            added[i] = s.load(&sums[i], half);
+            quads[i] = &rows[i][p].q;
         }
-        for (p, part) in parts.clone().enumerate() {
-            if half == 0 {
-                panel.prefetch(s, part);
-            }
-            let elements = panel.elements(s, part, half);
-            let Scales { scale, minimum } = panel.scales(s, part, half);
+        let Scales { scale, minimum } = panel.scales(s, part);
+        let groups = PartOf { panel, part };
+        if P::Format::BY_16 {
+            let first = s.dots::<_, N, 0, 4>(groups, quads);
+            let second = s.dots::<_, N, 4, 8>(groups, quads);
             for i in 0..N {
                 let x = &rows[i][p];
-                let mut sum = added[i];
-                if P::Format::BY_16 {
-                    let (w, q) = (quads(&elements), quads(&x.q));
-                    let dot = [
-                        s.float(s.dot::<P::Format, 4>(w[0], q[0], x.minus_sum[1])),
-                        s.float(s.dot::<P::Format, 4>(w[1], q[1], x.minus_sum[2])),
-                    ];
-                    let scaled = s.mul_add(dot[0], scale[0], s.mul(dot[1], scale[1]));
-                    sum = s.mul_add(scaled, s.splat(x.scale), sum);
-                    if P::Format::MINIMUM {
-                        sum = s.mul_add(minimum[0], s.splat(x.sum[1]), sum);
-                        sum = s.mul_add(minimum[1], s.splat(x.sum[2]), sum);
-                    }
-                } else {
-                    let dot = s.float(s.dot::<P::Format, 8>(&elements, &x.q, x.minus_sum[0]));
-                    sum = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), sum);
-                    if P::Format::MINIMUM {
-                        sum = s.mul_add(minimum[0], s.splat(x.sum[0]), sum);
-                    }
+                let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
+                let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
+                let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
+                added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
+                if P::Format::MINIMUM {
+                    added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
+                    added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
                 }
-                added[i] = sum;
+            }
+        } else {
+            let dots = s.dots::<_, N, 0, 8>(groups, quads);
+            for i in 0..N {
+                let x = &rows[i][p];
+                let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
+                added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
+                if P::Format::MINIMUM {
+                    added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
+                }
             }
         }
-        for (sums, added) in sums.iter_mut().zip(added) {
-            s.store(added, sums, half);
-        }
+    }
+    for (sums, added) in sums.iter_mut().zip(added) {
+        s.store(added, sums);
     }
 }
 
-/// The first four and the last four of eight.
+/// A sum of products as f32, without what the elements were too large by: a whole number below 2^24.
 #[inline(always)]
-fn quads<T>(eight: &[T; 8]) -> [&[T; 4]; 2] {
-    match (eight.first_chunk(), eight.last_chunk()) {
-        (Some(first), Some(last)) => [first, last],
-        _ => unreachable!("eight are two times four"),
+fn whole<S: Lanes, E: Elements>(s: S, dot: S::I, minus_sum: f32) -> S::F {
+    let dot = s.float(dot);
+    match S::offset::<E>() {
+        Some(offset) => s.mul_add(s.splat(minus_sum), s.splat(offset), dot),
+        None => dot,
     }
 }

@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)] // intrinsics
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::lanes::{Bytes, Elements, IntKernel, Lanes, ROWS};
+use super::lanes::{Bytes, Elements, Groups, IntKernel, Lanes, Quads, ROWS, each_group};
 use crate::kernels::simd::x86::Avx2;
 
 /// The proof that the processor has AVX-512 (F, BW, VL, DQ) with VNNI, beside all that [`Avx2`] proves.
@@ -59,162 +60,197 @@ fn word([a, b, c, d]: [i8; 4]) -> i32 {
     i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
 }
 
-/// The part of `all` that a half of the rows has.
+/// The two halves of some bytes.
 #[inline(always)]
-fn part<const ALL: usize, const PART: usize>(all: &[u8; ALL], half: usize) -> &[u8; PART] {
-    match all[half * PART..].first_chunk() {
-        Some(part) => part,
-        None => unreachable!("there are two halves"),
+fn halves<const ALL: usize, const HALF: usize>(all: &[u8; ALL]) -> [&[u8; HALF]; 2] {
+    match (all.first_chunk(), all.last_chunk()) {
+        (Some(first), Some(second)) if ALL == 2 * HALF => [first, second],
+        _ => unreachable!("two halves are the whole"),
+    }
+}
+
+/// The two halves of [`ROWS`] numbers.
+#[inline(always)]
+fn eights(all: &[f32; ROWS]) -> [&[f32; 8]; 2] {
+    match (all.first_chunk(), all.last_chunk()) {
+        (Some(first), Some(second)) => [first, second],
+        _ => unreachable!("sixteen are two times eight"),
     }
 }
 
 // SAFETY, for every block below: `self` exists, so the processor has AVX2, FMA and F16C; loads and stores are unaligned ones, and go
 // through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
-    const HALVES: usize = 2;
-    const TILE: usize = 4;
     const DIRECT: usize = 2;
-    type I = __m256i;
-    type F = __m256;
+    type I = [__m256i; 2];
+    type F = [__m256; 2];
 
     #[inline(always)]
-    fn zero(self) -> __m256i {
-        // SAFETY: see above the impl.
-        unsafe { _mm256_setzero_si256() }
+    fn tile<E: Elements>() -> usize {
+        4
     }
     #[inline(always)]
-    fn bytes(self, from: &Bytes, half: usize) -> __m256i {
-        let from: &[u8; 32] = part(from, half);
+    fn bytes(self, from: &Bytes) -> Self::I {
+        let [a, b]: [&[u8; 32]; 2] = halves(from);
         // SAFETY: see above the impl.
-        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+        unsafe { [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())] }
     }
     #[inline(always)]
-    fn store_bytes(self, bytes: __m256i, to: &mut Bytes, half: usize) {
-        let to = &mut to[half * 32..half * 32 + 32];
-        // SAFETY: see above the impl.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) }
-    }
-    #[inline(always)]
-    fn widen(self, from: &[u8; ROWS], half: usize) -> __m256i {
-        let from: &[u8; 8] = part(from, half);
-        // SAFETY: see above the impl.
-        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().cast())) }
-    }
-    #[inline(always)]
-    fn widen_signed(self, from: &[u8; ROWS], half: usize) -> __m256i {
-        let from: &[u8; 8] = part(from, half);
-        // SAFETY: see above the impl.
-        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())) }
-    }
-    #[inline(always)]
-    fn and(self, a: __m256i, mask: u8) -> __m256i {
-        // SAFETY: see above the impl.
-        unsafe { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
-    }
-    #[inline(always)]
-    fn shift_right(self, a: __m256i, n: u32, mask: u8) -> __m256i {
-        // SAFETY: see above the impl.
+    fn store_bytes(self, bytes: Self::I, to: &mut Bytes) {
+        let (first, second) = to.split_at_mut(32);
+        // SAFETY: see above the impl; both have 32 bytes.
         unsafe {
-            let shifted = _mm256_srl_epi16(a, _mm_cvtsi32_si128(n as i32));
-            _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+            _mm256_storeu_si256(first.as_mut_ptr().cast(), bytes[0]);
+            _mm256_storeu_si256(second.as_mut_ptr().cast(), bytes[1]);
         }
     }
     #[inline(always)]
-    fn shift_left(self, a: __m256i, n: u32, mask: u8) -> __m256i {
+    fn widen(self, from: &[u8; ROWS]) -> Self::I {
+        let [a, b]: [&[u8; 8]; 2] = halves(from);
         // SAFETY: see above the impl.
         unsafe {
-            let masked = _mm256_and_si256(a, _mm256_set1_epi8(mask as i8));
-            _mm256_sll_epi16(masked, _mm_cvtsi32_si128(n as i32))
+            [
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(a.as_ptr().cast())),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(b.as_ptr().cast())),
+            ]
         }
     }
     #[inline(always)]
-    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+    fn widen_signed(self, from: &[u8; ROWS]) -> Self::I {
+        let [a, b]: [&[u8; 8]; 2] = halves(from);
         // SAFETY: see above the impl.
-        unsafe { _mm256_or_si256(a, b) }
+        unsafe {
+            [
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(a.as_ptr().cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(b.as_ptr().cast())),
+            ]
+        }
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], a: __m256i) -> __m256i {
+    fn and(self, a: Self::I, mask: u8) -> Self::I {
+        // SAFETY: see above the impl.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            [_mm256_and_si256(a[0], mask), _mm256_and_si256(a[1], mask)]
+        }
+    }
+    #[inline(always)]
+    fn shift_right(self, a: Self::I, n: u32, mask: u8) -> Self::I {
+        // SAFETY: see above the impl.
+        unsafe {
+            let n = _mm_cvtsi32_si128(n as i32);
+            self.and([_mm256_srl_epi16(a[0], n), _mm256_srl_epi16(a[1], n)], mask)
+        }
+    }
+    #[inline(always)]
+    fn shift_left(self, a: Self::I, n: u32, mask: u8) -> Self::I {
+        let a = self.and(a, mask);
+        // SAFETY: see above the impl.
+        unsafe {
+            let n = _mm_cvtsi32_si128(n as i32);
+            [_mm256_sll_epi16(a[0], n), _mm256_sll_epi16(a[1], n)]
+        }
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above the impl.
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I {
         // SAFETY: see above the impl.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            _mm256_shuffle_epi8(table, a)
+            [_mm256_shuffle_epi8(table, a[0]), _mm256_shuffle_epi8(table, a[1])]
         }
     }
     #[inline(always)]
-    fn signed(self, a: __m256i) -> __m256i {
+    fn signed(self, a: Self::I) -> Self::I {
         a
     }
     #[inline(always)]
-    fn dot<E: Elements, const G: usize>(self, w: &[__m256i; G], x: &[[i8; 4]; G], minus_sum: i32) -> __m256i {
-        // Sums of two products in 16 bits, of which so many fit: 2 · (2^BITS - 1) · 127 each.
-        let fit = match E::BITS {
-            _ if E::SIGNED => 1,
-            ..=4 => 8,
-            5 => 4,
-            6 => 2,
-            _ => 1,
-        };
+    fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
+        self,
+        w: W,
+        x: [&Quads; N],
+    ) -> [Self::I; N] {
         // SAFETY: see above the impl.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let mut sum = match E::OFFSET_LOG2 {
-                Some(log2) => _mm256_sll_epi32(_mm256_set1_epi32(minus_sum), _mm_cvtsi32_si128(log2 as i32)),
-                None => _mm256_setzero_si256(),
-            };
-            let mut pairs = _mm256_setzero_si256();
-            for g in 0..G {
-                let x = _mm256_set1_epi32(word(x[g]));
-                // The instruction takes unsigned times signed: a negative element passes its sign on.
-                let products = if E::SIGNED {
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[g]), _mm256_sign_epi8(x, w[g]))
-                } else {
-                    _mm256_maddubs_epi16(w[g], x)
-                };
-                pairs = if g % fit == 0 { products } else { _mm256_add_epi16(pairs, products) };
-                if (g + 1) % fit == 0 || g + 1 == G {
-                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            let mut pairs = sums;
+            // A group for all rows, before the next: what is loaded is used at once.
+            each_group!(G: if (FROM..TO).contains(&G) {
+                let fit = const { fit::<W::Elements>() };
+                let w = w.group(self, G);
+                let magnitudes = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
+                for i in 0..N {
+                    let x = _mm256_set1_epi32(word(x[i][G]));
+                    for h in 0..2 {
+                        // The instruction takes unsigned times signed: a negative element passes its sign on.
+                        let products = if W::Elements::SIGNED {
+                            _mm256_maddubs_epi16(magnitudes[h], _mm256_sign_epi8(x, w[h]))
+                        } else {
+                            _mm256_maddubs_epi16(w[h], x)
+                        };
+                        pairs[i][h] = in_order(match (G - FROM) % fit {
+                            0 => products,
+                            _ => _mm256_add_epi16(pairs[i][h], products),
+                        });
+                        if (G - FROM + 1).is_multiple_of(fit) || G + 1 == TO {
+                            sums[i][h] = _mm256_add_epi32(sums[i][h], _mm256_madd_epi16(pairs[i][h], ones));
+                        }
+                    }
                 }
-            }
-            sum
+            });
+            sums
         }
     }
     #[inline(always)]
-    fn float(self, a: __m256i) -> __m256 {
+    fn float(self, a: Self::I) -> Self::F {
         // SAFETY: see above the impl.
-        unsafe { _mm256_cvtepi32_ps(a) }
+        unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
     }
     #[inline(always)]
-    fn splat(self, x: f32) -> __m256 {
+    fn splat(self, x: f32) -> Self::F {
         // SAFETY: see above the impl.
-        unsafe { _mm256_set1_ps(x) }
+        unsafe { [_mm256_set1_ps(x); 2] }
     }
     #[inline(always)]
-    fn load(self, from: &[f32; ROWS], half: usize) -> __m256 {
-        let from = &from[half * 8..half * 8 + 8];
+    fn load(self, from: &[f32; ROWS]) -> Self::F {
+        let [a, b] = eights(from);
         // SAFETY: see above the impl.
-        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+        unsafe { [_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr())] }
     }
     #[inline(always)]
-    fn load_f16(self, from: &[u8; 2 * ROWS], half: usize) -> __m256 {
-        let from: &[u8; 16] = part(from, half);
+    fn load_f16(self, from: &[u8; 2 * ROWS]) -> Self::F {
+        let [a, b]: [&[u8; 16]; 2] = halves(from);
         // SAFETY: see above the impl.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(a.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(b.as_ptr().cast())),
+            ]
+        }
     }
     #[inline(always)]
-    fn store(self, v: __m256, to: &mut [f32; ROWS], half: usize) {
-        let to = &mut to[half * 8..half * 8 + 8];
-        // SAFETY: see above the impl.
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+    fn store(self, v: Self::F, to: &mut [f32; ROWS]) {
+        let (first, second) = to.split_at_mut(8);
+        // SAFETY: see above the impl; both have eight numbers.
+        unsafe {
+            _mm256_storeu_ps(first.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(second.as_mut_ptr(), v[1]);
+        }
     }
     #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above the impl.
-        unsafe { _mm256_mul_ps(a, b) }
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
     #[inline(always)]
-    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         // SAFETY: see above the impl.
-        unsafe { _mm256_fmadd_ps(a, b, c) }
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
     fn prefetch(self, line: *const u8) {
@@ -223,37 +259,58 @@ impl Lanes for Avx2 {
     }
 }
 
+/// The same, of which the compiler knows nothing: sums are taken as they are written, group by group. Left free, it takes them row by row,
+/// and has to keep all groups' weights outside of the registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut v: __m256i) -> __m256i {
+    // SAFETY: it is no instruction.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}
+
+/// The groups whose products, two to a sum, fit in sums of 16 bits: `2 · (2^BITS - 1) · 127` each.
+const fn fit<E: Elements>() -> usize {
+    match E::BITS {
+        ..=4 => 8,
+        5 => 4,
+        6 => 2,
+        _ => 1,
+    }
+}
+
 // SAFETY, for every block below: `self` exists, so the processor has AVX-512 with BW, DQ, VL and VNNI; loads and stores are unaligned
 // ones, and go through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Vnni {
-    const HALVES: usize = 1;
-    const TILE: usize = 8;
     const DIRECT: usize = 8;
     type I = __m512i;
     type F = __m512;
 
     #[inline(always)]
-    fn zero(self) -> __m512i {
-        // SAFETY: see above the impl.
-        unsafe { _mm512_setzero_si512() }
+    fn tile<E: Elements>() -> usize {
+        8
     }
     #[inline(always)]
-    fn bytes(self, from: &Bytes, _: usize) -> __m512i {
+    fn offset<E: Elements>() -> Option<f32> {
+        if E::SIGNED { Some(128.0) } else { E::OFFSET }
+    }
+    #[inline(always)]
+    fn bytes(self, from: &Bytes) -> __m512i {
         // SAFETY: see above the impl.
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn store_bytes(self, bytes: __m512i, to: &mut Bytes, _: usize) {
+    fn store_bytes(self, bytes: __m512i, to: &mut Bytes) {
         // SAFETY: see above the impl.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
     }
     #[inline(always)]
-    fn widen(self, from: &[u8; ROWS], _: usize) -> __m512i {
+    fn widen(self, from: &[u8; ROWS]) -> __m512i {
         // SAFETY: see above the impl.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn widen_signed(self, from: &[u8; ROWS], _: usize) -> __m512i {
+    fn widen_signed(self, from: &[u8; ROWS]) -> __m512i {
         // SAFETY: see above the impl.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
     }
@@ -297,19 +354,21 @@ impl Lanes for Vnni {
         unsafe { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) } // too large by 128, and unsigned
     }
     #[inline(always)]
-    fn dot<E: Elements, const G: usize>(self, w: &[__m512i; G], x: &[[i8; 4]; G], minus_sum: i32) -> __m512i {
-        let offset = if E::SIGNED { Some(7) } else { E::OFFSET_LOG2 };
+    fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
+        self,
+        w: W,
+        x: [&Quads; N],
+    ) -> [__m512i; N] {
         // SAFETY: see above the impl.
         unsafe {
-            let mut sum = match offset {
-                Some(log2) => _mm512_sll_epi32(_mm512_set1_epi32(minus_sum), _mm_cvtsi32_si128(log2 as i32)),
-                None => _mm512_setzero_si512(),
-            };
-            for g in 0..G {
-                let x = _mm512_set1_epi32(word(x[g]));
-                sum = _mm512_dpbusd_epi32(sum, w[g], x);
-            }
-            sum
+            let mut sums = [_mm512_setzero_si512(); N];
+            each_group!(G: if (FROM..TO).contains(&G) {
+                let w = w.group(self, G);
+                for i in 0..N {
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, _mm512_set1_epi32(word(x[i][G])));
+                }
+            });
+            sums
         }
     }
     #[inline(always)]
@@ -323,17 +382,17 @@ impl Lanes for Vnni {
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
-    fn load(self, from: &[f32; ROWS], _: usize) -> __m512 {
+    fn load(self, from: &[f32; ROWS]) -> __m512 {
         // SAFETY: see above the impl.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
     }
     #[inline(always)]
-    fn load_f16(self, from: &[u8; 2 * ROWS], _: usize) -> __m512 {
+    fn load_f16(self, from: &[u8; 2 * ROWS]) -> __m512 {
         // SAFETY: see above the impl.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn store(self, v: __m512, to: &mut [f32; ROWS], _: usize) {
+    fn store(self, v: __m512, to: &mut [f32; ROWS]) {
         // SAFETY: see above the impl.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
     }

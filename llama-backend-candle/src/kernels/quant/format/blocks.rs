@@ -1,19 +1,19 @@
 //! The formats whose blocks have 32 elements.
 
-use super::{Format, Scales, at, bit, nibbles, put, put_f16, rows, uneven, vectors};
+use super::{Format, Scales, at, bit, nibble, put, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
 /// The f16 scale of one of two blocks.
 #[inline(always)]
-fn one<S: Lanes>(s: S, unit: &[u8], block: usize, half: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, block * 2 * ROWS), half);
+fn one<S: Lanes>(s: S, unit: &[u8], block: usize) -> Scales<S::F> {
+    let d = s.load_f16(at(unit, block * 2 * ROWS));
     Scales { scale: [d; 2], minimum: [d; 2] }
 }
 
 /// A scale and a minimum in f16, for all.
 #[inline(always)]
-fn two<S: Lanes>(s: S, unit: &[u8], half: usize) -> Scales<S::F> {
-    let (d, m) = (s.load_f16(at(unit, 0), half), s.load_f16(at(unit, 32), half));
+fn two<S: Lanes>(s: S, unit: &[u8]) -> Scales<S::F> {
+    let (d, m) = (s.load_f16(at(unit, 0)), s.load_f16(at(unit, 32)));
     Scales { scale: [d; 2], minimum: [m; 2] }
 }
 
@@ -33,7 +33,7 @@ fn pairs_of<'a>(blocks: [&'a [u8]; ROWS], len: usize) -> impl Iterator<Item = (u
     blocks.into_iter().enumerate().flat_map(row)
 }
 
-format! { Q4_0, 4 bits, offset Some(3), 18 bytes of 64, unit 576;
+format! { Q4_0, 4 bits, offset Some(8.0), 18 bytes of 64, unit 576;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
             put_f16(unit, 32 * i, row, block);
@@ -41,12 +41,12 @@ format! { Q4_0, 4 bits, offset Some(3), 18 bytes of 64, unit 576;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        nibbles(s, unit, 64 + 256 * part, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        nibble(s, unit, 64 + 256 * part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        one(s, unit, part)
     }
 }
 
@@ -59,27 +59,23 @@ format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, MINIMUM;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        nibbles(s, unit, 64, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], _: usize, g: usize) -> S::I {
+        nibble(s, unit, 64, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        two(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize) -> Scales<S::F> {
+        two(s, unit)
     }
 }
 
 /// Four bits and a fifth, whose vector is before theirs.
 #[inline(always)]
-fn nibbles_and_bits<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
-    let [fifth] = vectors(s, unit, place, half);
-    let mut groups = nibbles(s, unit, place + 64, half);
-    for g in 0..8 {
-        groups[g] = s.or(groups[g], bit(s, fifth, g, 4));
-    }
-    groups
+fn nibble_and_bit<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
+    let fifth = vector(s, unit, place, 0);
+    s.or(nibble(s, unit, place + 64, g), bit(s, fifth, g, 4))
 }
 
-format! { Q5_0, 5 bits, offset Some(4), 22 bytes of 64, unit 704;
+format! { Q5_0, 5 bits, offset Some(16.0), 22 bytes of 64, unit 704;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
             put_f16(unit, 32 * i, row, block);
@@ -88,12 +84,12 @@ format! { Q5_0, 5 bits, offset Some(4), 22 bytes of 64, unit 704;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        nibbles_and_bits(s, unit, 64 + 320 * part, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        nibble_and_bit(s, unit, 64 + 320 * part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        one(s, unit, part)
     }
 }
 
@@ -107,12 +103,12 @@ format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, MINIMUM;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> [S::I; 8] {
-        nibbles_and_bits(s, unit, 64, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], _: usize, g: usize) -> S::I {
+        nibble_and_bit(s, unit, 64, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize, half: usize) -> Scales<S::F> {
-        two(s, unit, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize) -> Scales<S::F> {
+        two(s, unit)
     }
 }
 
@@ -124,16 +120,12 @@ format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        let mut groups = vectors(s, unit, 64 + 512 * part, half);
-        for group in &mut groups {
-            *group = s.signed(*group);
-        }
-        groups
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        s.signed(vector(s, unit, 64 + 512 * part, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        one(s, unit, part)
     }
 }
 
@@ -142,11 +134,11 @@ format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576;
         Q4_0::pack(blocks, unit);
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        uneven(s, nibbles(s, unit, 64 + 256 * part, half))
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        uneven(s, nibble(s, unit, 64 + 256 * part, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        one(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        one(s, unit, part)
     }
 }

@@ -44,11 +44,11 @@ pub(crate) trait Format: Elements {
     /// Packs the blocks of [`ROWS`] rows; what is not there (a row, the second of two blocks) stays as it is, zero.
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]);
 
-    /// The groups of part `part` of a unit.
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8];
+    /// Group `g` of part `part` of a unit.
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I;
 
     /// The scales of part `part` of a unit.
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F>;
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F>;
 }
 
 /// `N` bytes at a place of a unit.
@@ -60,27 +60,18 @@ fn at<const N: usize>(unit: &[u8], place: usize) -> &[u8; N] {
     }
 }
 
-/// The vectors from a place on.
+/// Vector `v` of those from a place on.
 #[inline(always)]
-fn vectors<S: Lanes, const N: usize>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; N] {
-    let mut vectors = [s.zero(); N];
-    for v in 0..N {
-        let bytes: &Bytes = at(unit, place + v * 64);
-        vectors[v] = s.bytes(bytes, half);
-    }
-    vectors
+fn vector<S: Lanes>(s: S, unit: &[u8], place: usize, v: usize) -> S::I {
+    let bytes: &Bytes = at(unit, place + v * 64);
+    s.bytes(bytes)
 }
 
-/// The groups of 16 bytes a row: lower halves, then upper halves.
+/// A group of 16 bytes a row: lower halves, then upper halves.
 #[inline(always)]
-fn nibbles<S: Lanes>(s: S, unit: &[u8], place: usize, half: usize) -> [S::I; 8] {
-    let v: [S::I; 4] = vectors(s, unit, place, half);
-    let mut groups = [s.zero(); 8];
-    for g in 0..4 {
-        groups[g] = s.and(v[g], 15);
-        groups[g + 4] = s.shift_right(v[g], 4, 15);
-    }
-    groups
+fn nibble<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
+    let v = vector(s, unit, place, g % 4);
+    if g < 4 { s.and(v, 15) } else { s.shift_right(v, 4, 15) }
 }
 
 /// Bit `part` of eight vectors, as bit `to` of the elements.
@@ -114,13 +105,10 @@ fn rows(blocks: [&[u8]; ROWS]) -> impl Iterator<Item = (usize, &[u8])> {
     blocks.into_iter().enumerate().filter(|(_, block)| !block.is_empty())
 }
 
-/// What the elements of the `IQ4` types stand for.
+/// What elements of the `IQ4` types stand for.
 #[inline(always)]
-fn uneven<S: Lanes>(s: S, mut groups: [S::I; 8]) -> [S::I; 8] {
-    for group in &mut groups {
-        *group = s.signed(s.look_up(&UNEVEN, *group));
-    }
-    groups
+fn uneven<S: Lanes>(s: S, group: S::I) -> S::I {
+    s.signed(s.look_up(&UNEVEN, group))
 }
 
 macro_rules! format {
@@ -133,7 +121,7 @@ macro_rules! format {
         impl Elements for $name {
             const BITS: u32 = $bits;
             const SIGNED: bool = $bits == 8;
-            const OFFSET_LOG2: Option<u32> = $offset;
+            const OFFSET: Option<f32> = $offset;
         }
 
         impl Format for $name {

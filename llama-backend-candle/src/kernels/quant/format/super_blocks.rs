@@ -1,38 +1,37 @@
 //! The formats whose blocks have 256 elements, and scales for parts of them.
 
-use super::{Format, Scales, at, bit, nibbles, put, put_bytes, put_f16, rows, uneven, vectors};
+use super::{Format, Scales, at, bit, nibble, put, put_bytes, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
 /// `d`, at `place`, times a signed byte for each 16 elements, behind it.
 #[inline(always)]
-fn signed_16<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, half: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, place), half);
+fn signed_16<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize) -> Scales<S::F> {
+    let d = s.load_f16(at(unit, place));
     let place = place + 2 * ROWS + 2 * part * ROWS;
     let scale = [
-        s.mul(d, s.float(s.widen_signed(at(unit, place), half))),
-        s.mul(d, s.float(s.widen_signed(at(unit, place + ROWS), half))),
+        s.mul(d, s.float(s.widen_signed(at(unit, place)))),
+        s.mul(d, s.float(s.widen_signed(at(unit, place + ROWS)))),
     ];
     Scales { scale, minimum: scale }
 }
 
 /// The packed scales and minima of `Q4_K` and `Q5_K`, of 6 bits each, twelve bytes a row from byte 64 on.
 #[inline(always)]
-fn packed<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
+fn packed<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
     // The byte of a row that a part's scale is in: `first` is that of the first four's scales.
     let first = 64 + part % 4 * ROWS;
     let (scale, minimum) = if part < 4 {
-        let (scale, minimum) = (s.widen(at(unit, first), half), s.widen(at(unit, first + 4 * ROWS), half));
+        let (scale, minimum) = (s.widen(at(unit, first)), s.widen(at(unit, first + 4 * ROWS)));
         (s.and(scale, 63), s.and(minimum, 63))
     } else {
-        let low = s.widen(at(unit, first + 8 * ROWS), half);
-        let (high_scale, high_minimum) =
-            (s.widen(at(unit, first), half), s.widen(at(unit, first + 4 * ROWS), half));
+        let low = s.widen(at(unit, first + 8 * ROWS));
+        let (high_scale, high_minimum) = (s.widen(at(unit, first)), s.widen(at(unit, first + 4 * ROWS)));
         let scale = s.or(s.and(low, 15), s.shift_left(s.shift_right(high_scale, 6, 3), 4, 3));
         let minimum = s.or(s.shift_right(low, 4, 15), s.shift_left(s.shift_right(high_minimum, 6, 3), 4, 3));
         (scale, minimum)
     };
-    let scale = s.mul(s.load_f16(at(unit, 0), half), s.float(scale));
-    let minimum = s.mul(s.load_f16(at(unit, 32), half), s.float(minimum));
+    let scale = s.mul(s.load_f16(at(unit, 0)), s.float(scale));
+    let minimum = s.mul(s.load_f16(at(unit, 32)), s.float(minimum));
     Scales { scale: [scale; 2], minimum: [minimum; 2] }
 }
 
@@ -55,25 +54,21 @@ format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        uneven(s, nibbles(s, unit, part * 256, half))
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        uneven(s, nibble(s, unit, part * 256, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        let d = s.load_f16(at(unit, 2048), half);
-        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 2080 + part * ROWS), half)));
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        let d = s.load_f16(at(unit, 2048));
+        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 2080 + part * ROWS))));
         Scales { scale: [scale; 2], minimum: [scale; 2] }
     }
 }
 
-/// The groups of two bits of a part, of which four share eight vectors.
+/// A group of two bits of a part, of which four share eight vectors.
 #[inline(always)]
-fn pairs<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, half: usize) -> [S::I; 8] {
-    let mut groups: [S::I; 8] = vectors(s, unit, place + part / 4 * 512, half);
-    for group in &mut groups {
-        *group = s.shift_right(*group, part as u32 % 4 * 2, 3);
-    }
-    groups
+fn pair<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, g: usize) -> S::I {
+    s.shift_right(vector(s, unit, place + part / 4 * 512, g), part as u32 % 4 * 2, 3)
 }
 
 format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
@@ -86,15 +81,15 @@ format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        pairs(s, unit, 0, part, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        pair(s, unit, 0, part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        let (d, m) = (s.load_f16(at(unit, 1024), half), s.load_f16(at(unit, 1056), half));
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        let (d, m) = (s.load_f16(at(unit, 1024)), s.load_f16(at(unit, 1056)));
         let (mut scale, mut minimum) = ([d; 2], [m; 2]);
         for i in 0..2 {
-            let byte = s.widen(at(unit, 1088 + (2 * part + i) * ROWS), half);
+            let byte = s.widen(at(unit, 1088 + (2 * part + i) * ROWS));
             scale[i] = s.mul(d, s.float(s.and(byte, 15)));
             minimum[i] = s.mul(m, s.float(s.shift_right(byte, 4, 15)));
         }
@@ -102,7 +97,7 @@ format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
     }
 }
 
-format! { Q3_K, 3 bits, offset Some(2), 110 bytes of 256, unit 1856, BY_16;
+format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
@@ -117,28 +112,20 @@ format! { Q3_K, 3 bits, offset Some(2), 110 bytes of 256, unit 1856, BY_16;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        let mut groups = pairs(s, unit, 0, part, half);
-        let third: [_; 8] = vectors(s, unit, 1024, half);
-        for g in 0..8 {
-            groups[g] = s.or(groups[g], bit(s, third[g], part, 2));
-        }
-        groups
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        s.or(pair(s, unit, 0, part, g), bit(s, vector(s, unit, 1024, g), part, 2))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        signed_16(s, unit, 1536, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        signed_16(s, unit, 1536, part)
     }
 }
 
-/// The groups of a part of 32, of which two share eight vectors.
+/// A group of a part of 32, of which two share eight vectors.
 #[inline(always)]
-fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, half: usize) -> [S::I; 8] {
-    let mut groups: [_; 8] = vectors(s, unit, place, half);
-    for group in &mut groups {
-        *group = if upper { s.shift_right(*group, 4, 15) } else { s.and(*group, 15) };
-    }
-    groups
+fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, g: usize) -> S::I {
+    let v = vector(s, unit, place, g);
+    if upper { s.shift_right(v, 4, 15) } else { s.and(v, 15) }
 }
 
 format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
@@ -151,12 +138,12 @@ format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        shared(s, unit, 256 + part / 2 * 512, part % 2 == 1, half)
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        shared(s, unit, 256 + part / 2 * 512, part % 2 == 1, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        packed(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        packed(s, unit, part)
     }
 }
 
@@ -171,21 +158,17 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
-        let fifth: [_; 8] = vectors(s, unit, 256, half);
-        let mut groups = shared(s, unit, 768 + part / 2 * 512, part % 2 == 1, half);
-        for g in 0..8 {
-            groups[g] = s.or(groups[g], bit(s, fifth[g], part, 4));
-        }
-        groups
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
+        let four = shared(s, unit, 768 + part / 2 * 512, part % 2 == 1, g);
+        s.or(four, bit(s, vector(s, unit, 256, g), part, 4))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        packed(s, unit, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        packed(s, unit, part)
     }
 }
 
-format! { Q6_K, 6 bits, offset Some(5), 210 bytes of 256, unit 3392, BY_16;
+format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 3072, row, &block[208..]);
@@ -195,18 +178,14 @@ format! { Q6_K, 6 bits, offset Some(5), 210 bytes of 256, unit 3392, BY_16;
         }
     }
     #[inline(always)]
-    fn elements<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> [S::I; 8] {
+    fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
         let (part_of, quarter) = (part / 4, part % 4);
-        let mut groups = shared(s, unit, (2 * part_of + quarter % 2) * 512, quarter >= 2, half);
-        let high: [_; 8] = vectors(s, unit, 2048 + part_of * 512, half);
-        for g in 0..8 {
-            let high = s.shift_left(s.shift_right(high[g], 2 * quarter as u32, 3), 4, 3);
-            groups[g] = s.or(groups[g], high);
-        }
-        groups
+        let four = shared(s, unit, (2 * part_of + quarter % 2) * 512, quarter >= 2, g);
+        let high = vector(s, unit, 2048 + part_of * 512, g);
+        s.or(four, s.shift_left(s.shift_right(high, 2 * quarter as u32, 3), 4, 3))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize, half: usize) -> Scales<S::F> {
-        signed_16(s, unit, 3072, part, half)
+    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+        signed_16(s, unit, 3072, part)
     }
 }
