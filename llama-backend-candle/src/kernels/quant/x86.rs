@@ -193,12 +193,15 @@ impl Lanes for Avx2 {
                         } else {
                             _mm256_maddubs_epi16(w[h], x)
                         };
-                        pairs[i][h] = in_order(match (G - FROM) % fit {
+                        pairs[i][h] = match (G - FROM) % fit {
                             0 => products,
                             _ => _mm256_add_epi16(pairs[i][h], products),
-                        });
+                        };
                         if (G - FROM + 1).is_multiple_of(fit) || G + 1 == TO {
-                            sums[i][h] = _mm256_add_epi32(sums[i][h], _mm256_madd_epi16(pairs[i][h], ones));
+                            let widened = _mm256_madd_epi16(pairs[i][h], ones);
+                            sums[i][h] = in_order(_mm256_add_epi32(sums[i][h], widened));
+                        } else {
+                            pairs[i][h] = in_order(pairs[i][h]);
                         }
                     }
                 }
@@ -265,7 +268,7 @@ impl Lanes for Avx2 {
 #[target_feature(enable = "avx2")]
 fn in_order(mut v: __m256i) -> __m256i {
     // SAFETY: it is no instruction.
-    unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(nomem, nostack, preserves_flags)) };
     v
 }
 
