@@ -14,6 +14,7 @@ use llama_backend::{Computation, DType, TokenId, WeightBytes};
 
 use crate::kernels::Context;
 use crate::kernels::dense::{self, Element, Rows};
+use crate::kernels::halves::Halves;
 use crate::kernels::matmul::{Product, Weights, matmul};
 use crate::kernels::quant::Packed;
 use crate::ops::{Ops, floats};
@@ -36,6 +37,8 @@ enum Weight {
 enum Host {
     /// As the checkpoint stores it. Whole, and aligned to its type: [`Linear::new`] checked that.
     Stored(DType, WeightBytes),
+    /// Half precision, in the kernels' order.
+    Halves(Halves),
     /// Blocks, in the kernels' order.
     Packed(Packed),
 }
@@ -74,6 +77,10 @@ impl Linear {
                 let fine = used == Use::FineProducts(Computation::Fast);
                 let packed = Packed::new(&ctx.pool, dtype, [n_out, n_in], &bytes, fine)?;
                 Weight::Host(Arc::clone(ctx), Host::Packed(packed))
+            }
+            Ops::Host(ctx) if Halves::are(dtype) && used != Use::Rows => {
+                let halves = Halves::new(&ctx.pool, dtype, [n_out, n_in], &bytes)?;
+                Weight::Host(Arc::clone(ctx), Host::Halves(halves))
             }
             Ops::Host(ctx) => {
                 stored(dtype, &bytes)?;
@@ -163,6 +170,7 @@ impl Linear {
             }
             let weights = match host {
                 Host::Stored(dtype, bytes) => Weights::Dense(stored(*dtype, bytes)?),
+                Host::Halves(halves) => Weights::Halves(halves),
                 Host::Packed(packed) => Weights::Packed(packed),
             };
             context = Some(ctx);
@@ -197,7 +205,7 @@ impl Linear {
                 }
                 Tensor::from_vec(out, shape, &candle_core::Device::Cpu)
             }
-            Weight::Host(_, Host::Packed(_)) => {
+            Weight::Host(_, Host::Halves(_) | Host::Packed(_)) => {
                 candle_core::bail!("rows of a matrix that was packed for products")
             }
             Weight::Tensor(weight) => {

@@ -15,6 +15,7 @@ use llama_backend::{
 use crate::attention::Attention;
 use crate::kernels::Context;
 use crate::kernels::attention::Shape;
+use crate::kernels::halves::Halves;
 use crate::kernels::quant::Packed;
 use crate::kernels::rope::RopeTables;
 use crate::kv_cache::KvCache;
@@ -106,7 +107,7 @@ fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParam
         // A device has a copy of its own.
         _ if !on_host => MemoryPlan { in_place: 0, ..plan },
         // All but the embeddings is packed. The packed forms of some types are a little larger than their blocks.
-        Computation::Fast if dtype.is_quantized() => {
+        computation if Halves::are(dtype) || computation == Computation::Fast && dtype.is_quantized() => {
             let embeddings = product(&[config.vocab_size, dim, dtype.size()]) / dtype.block_len() as u128;
             let in_place = plan.in_place.min(u64::try_from(embeddings).unwrap_or(u64::MAX));
             MemoryPlan { weights: Packed::enlarged(dtype, plan.weights), in_place, ..plan }

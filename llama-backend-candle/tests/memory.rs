@@ -1,29 +1,72 @@
-//! A model in half precision takes the memory of its file and its KV cache, and no more: no second copy is ever made.
+//! A model in half precision takes the memory of its file and its KV cache, and no more: no second copy is ever whole.
 //!
 //! A test binary of its own, so that nothing else is in the process. Linux only: it reads what the kernel says of it.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with helpers")]
 
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use llama_backend::testing::{FlatWeights, prefill_and_decode, process_status};
-use llama_backend::{Backend, DType, LoadParams, ModelConfig, ModelSource};
+use llama_backend::{
+    Backend, DType, LoadParams, ModelConfig, ModelSource, TensorInfo, WeightBytes, WeightError, WeightSource,
+};
 use llama_backend_candle::CandleBackend;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
+
+/// A mapped model that lets go of pages, as readers of checkpoints do.
+#[derive(Debug)]
+struct Mapped {
+    weights: FlatWeights,
+    map: Arc<Mmap>,
+}
+
+impl WeightSource for Mapped {
+    fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    fn info(&self, name: &str) -> Result<TensorInfo, WeightError> {
+        self.weights.info(name)
+    }
+
+    fn bytes(&self, name: &str) -> Result<WeightBytes, WeightError> {
+        self.weights.bytes(name)
+    }
+
+    fn read_slice(
+        &self,
+        name: &str,
+        dim: usize,
+        range: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightError> {
+        self.weights.read_slice(name, dim, range, out)
+    }
+
+    #[allow(unsafe_code)] // memory maps are
+    fn release(&self, name: &str) {
+        let bytes = self.weights.bytes(name).unwrap();
+        let from = bytes.as_ptr().addr() - self.map.as_ptr().addr();
+        // SAFETY: the map is read-only and a file stands behind each page: the next access reads the same bytes.
+        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, bytes.len()) }.unwrap();
+    }
+}
 
 /// A model in a temporary file, mapped: its bytes, and how many. The file goes with the map.
 #[allow(unsafe_code)] // memory maps are
-fn mapped(config: &ModelConfig, dtype: DType) -> (Arc<FlatWeights>, u64) {
+fn mapped(config: &ModelConfig, dtype: DType) -> (Arc<Mapped>, u64) {
     let file = tempfile::tempfile().unwrap();
     let mut writer = BufWriter::new(&file);
     FlatWeights::write_to(config, dtype, &mut writer).unwrap();
     writer.flush().unwrap();
     drop(writer);
     // SAFETY: the file has no name, so that nobody else can change it.
-    let map = unsafe { Mmap::map(&file) }.unwrap();
+    let map = Arc::new(unsafe { Mmap::map(&file) }.unwrap());
     let len = map.len() as u64;
-    (Arc::new(FlatWeights::new(config.clone(), dtype, Arc::new(map)).unwrap()), len)
+    let weights = FlatWeights::new(config.clone(), dtype, map.clone()).unwrap();
+    (Arc::new(Mapped { weights, map }), len)
 }
 
 fn status(field: &str) -> u64 {

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::columns::Columns;
 use super::dense::{self, Activations, Rows};
+use super::halves::{self, Halves};
 use super::quant::activations::Arranged;
 use super::quant::{self, Packed};
 use super::{Context, SERIAL_BELOW};
@@ -19,15 +20,27 @@ use super::{Context, SERIAL_BELOW};
 pub(crate) enum Weights<'a> {
     /// As it is stored, `[n_out, k]`: activations in f32.
     Dense(Rows<'a>),
+    /// Packed: activations in f32.
+    Halves(&'a Halves),
     /// Packed: activations of 8 bits.
     Packed(&'a Packed),
 }
 
 impl Weights<'_> {
+    /// Whether so many rows of activations are to be arranged for it.
+    fn takes_arranged(&self, n: usize) -> bool {
+        match self {
+            Self::Dense(_) => dense::is_many(n),
+            Self::Halves(_) => true,
+            Self::Packed(_) => false,
+        }
+    }
+
     /// The bytes of a row of `k` weights.
     fn row_bytes(&self, k: usize) -> usize {
         match self {
             Self::Dense(rows) => rows.row_bytes(k),
+            Self::Halves(halves) => halves.row_bytes(),
             Self::Packed(packed) => packed.row_bytes(),
         }
     }
@@ -66,16 +79,15 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         let row = products.iter().map(|product| product.weights.row_bytes(k)).max().unwrap_or(0);
         width = width.min(TASK_BYTES / row.max(1));
     }
-    let width = width.max(1).next_multiple_of(quant::ROWS);
+    let width = width.max(1).next_multiple_of(PANEL);
     // What the matrices ask of the activations: as they are, arranged, or as bytes.
-    let is_dense = |product: &Product<'_>| matches!(product.weights, Weights::Dense(_));
-    let arranged = match dense::is_many(n) && products.iter().any(is_dense) {
+    let arranged = match products.iter().any(|product| product.weights.takes_arranged(n)) {
         true => dense::arranged_len(n, k),
         false => 0,
     };
     let packed = |product: &Product<'_>| match product.weights {
         Weights::Packed(packed) => Some(packed.is_fine()),
-        Weights::Dense(_) => None,
+        Weights::Dense(_) | Weights::Halves(_) => None,
     };
     // One kind for all that share the activations: a matrix beside a finer one is computed as that is. A model never mixes them.
     let fine = products.iter().filter_map(packed).max();
@@ -87,19 +99,22 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         let columns = Columns::split(out, n_out, width);
         tasks.extend(rows.zip(columns).map(|(rows, out)| Mutex::new(Task { weights, rows, out })));
     }
-    let run = |dense: Activations<'_>, blocks: Option<Arranged<'_>>| {
+    let run = |arranged: Option<dense::Arranged<'_>>, blocks: Option<Arranged<'_>>| {
         let task = |i: usize| {
             // Each is taken once.
             let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
             let Task { weights, rows, out } = &mut *task;
-            match *weights {
-                Weights::Dense(weights) => dense::multiply(ctx.isa, weights, rows.clone(), dense, out),
-                Weights::Packed(weights) => {
-                    let panels = rows.start / quant::ROWS..rows.end.div_ceil(quant::ROWS);
-                    if let Some(blocks) = blocks {
-                        quant::multiply(ctx.isa, weights, panels, blocks, out); // always, beside a packed matrix
-                    }
+            let panels = rows.start / PANEL..rows.end.div_ceil(PANEL);
+            match (*weights, arranged, blocks) {
+                (Weights::Dense(weights), Some(x), _) if dense::is_many(n) => {
+                    dense::multiply(ctx.isa, weights, rows.clone(), Activations::Arranged(x), out);
                 }
+                (Weights::Dense(weights), ..) => {
+                    dense::multiply(ctx.isa, weights, rows.clone(), Activations::Rows { x, k }, out);
+                }
+                (Weights::Halves(weights), Some(x), _) => halves::multiply(ctx.isa, weights, panels, x, out),
+                (Weights::Packed(weights), _, Some(x)) => quant::multiply(ctx.isa, weights, panels, x, out),
+                _ => unreachable!("activations are made as each of the matrices takes them"),
             }
         };
         if serial {
@@ -111,15 +126,18 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     ctx.arranged.with(arranged, |numbers| {
         ctx.blocks.with(n_blocks, |blocks| {
             let blocks = fine.map(|fine| quant::quantize(ctx, x, k, fine, blocks));
-            let dense = match numbers {
-                [] => Activations::Rows { x, k },
-                numbers => Activations::Arranged(dense::arrange(ctx, x, k, numbers)),
+            let arranged = match numbers {
+                [] => None,
+                numbers => Some(dense::arrange(ctx, x, k, numbers)),
             };
-            run(dense, blocks);
+            run(arranged, blocks);
         });
     });
 }
 
+/// Rows of a panel of packed weights, whichever they are.
+const PANEL: usize = quant::ROWS;
+const _: () = assert!(PANEL == halves::ROWS);
 /// Tasks of a thread.
 const TASKS: usize = 8;
 /// Weights that a task reads at most, where reading them is its work: threads that read far apart are slower by a fifth.

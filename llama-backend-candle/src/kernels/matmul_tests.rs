@@ -5,6 +5,7 @@ use llama_backend::DType;
 use llama_backend::quant::dequantize;
 
 use super::dense::Rows;
+use super::halves::Halves;
 use super::matmul::{Product, Weights, matmul};
 use super::quant::Packed;
 use super::quant::activations::{Block, LEN};
@@ -79,6 +80,10 @@ impl Matrix {
         Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes, true).unwrap()
     }
 
+    fn halves(&self, ctx: &Context) -> Halves {
+        Halves::new(&ctx.pool, self.dtype, self.shape, &self.bytes).unwrap()
+    }
+
     /// `x · Wᵀ` in f64; with it, the sums of the magnitudes.
     fn naive(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let k = self.shape[1];
@@ -126,6 +131,27 @@ fn stored_weights_make_the_naive_product() {
                 for i in 0..found.len() {
                     let near = (found[i] - expected[i]).abs() <= 2e-6 * magnitude[i] + 1e-6;
                     assert!(near, "{isa:?} {dtype} {n} {n_out} {k}: {} for {}", found[i], expected[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_halves_make_the_naive_product() {
+    for isa in Isa::all() {
+        let ctx = Context::new(isa, 2).unwrap();
+        for dtype in [DType::F16, DType::BF16] {
+            for &[n, n_out, blocks] in SIZES {
+                for k in [211 * blocks, 256 * blocks] {
+                    let matrix = Matrix::random(dtype, n_out, k, 2);
+                    let x = random(n * k, 1);
+                    let found = product(&ctx, Weights::Halves(&matrix.halves(&ctx)), matrix.shape, &x);
+                    let (expected, magnitude) = matrix.naive(&x);
+                    for i in 0..found.len() {
+                        let near = (found[i] - expected[i]).abs() <= 2e-6 * magnitude[i] + 1e-6;
+                        assert!(near, "{isa:?} {dtype} {n} {n_out} {k}: {} for {}", found[i], expected[i]);
+                    }
                 }
             }
         }
@@ -217,6 +243,9 @@ fn each_way(isa: Isa, check: impl Fn(&str, Weights<'_>, [usize; 2])) {
     for &dtype in DType::ALL {
         let matrix = Matrix::random(dtype, 75, 1536, 5);
         check(&format!("{isa:?} {dtype}"), Weights::Dense(matrix.stored()), matrix.shape);
+        if Halves::are(dtype) {
+            check(&format!("{isa:?} {dtype} packed"), Weights::Halves(&matrix.halves(&ctx)), matrix.shape);
+        }
         if dtype.is_quantized() {
             check(&format!("{isa:?} {dtype} packed"), Weights::Packed(&matrix.pack(&ctx)), matrix.shape);
             check(&format!("{isa:?} {dtype} fine"), Weights::Packed(&matrix.pack_fine(&ctx)), matrix.shape);

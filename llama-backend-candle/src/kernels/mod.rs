@@ -16,6 +16,7 @@ pub(crate) mod attention;
 pub(crate) mod columns;
 pub(crate) mod dense;
 pub(crate) mod elementwise;
+pub(crate) mod halves;
 pub(crate) mod matmul;
 #[cfg(test)]
 mod matmul_tests;
@@ -27,9 +28,18 @@ pub(crate) mod simd;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use memmap2::MmapMut;
 pub(crate) use pool::Pool;
 use quant::activations::Block;
 pub(crate) use simd::Isa;
+
+/// Memory of zeros, in large pages where the system has them: a stream of them is read faster than one of small ones.
+fn anonymous(n_bytes: usize) -> io::Result<MmapMut> {
+    let data = MmapMut::map_anon(n_bytes)?;
+    #[cfg(target_os = "linux")]
+    let _ = data.advise(memmap2::Advice::HugePage); // a kernel without them is as good, but slower
+    Ok(data)
+}
 
 /// Work below this many multiplications is not worth waking a thread for.
 pub(crate) const SERIAL_BELOW: usize = 1 << 15;

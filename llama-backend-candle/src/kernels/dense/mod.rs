@@ -30,7 +30,7 @@ pub(crate) use panels::{Arranged, arrange, arranged_len};
 
 /// Elements of a row whose products are one sum of lanes: of a panel and of a tile's rows, what the first cache holds. Whole blocks of
 /// every type.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 /// Rows of activations from which it pays to turn weights around. Quantised blocks too: what they cost is widening.
 const MANY: usize = 24;
 
@@ -123,7 +123,7 @@ pub(crate) fn multiply(
 ) {
     let k = match x {
         Activations::Rows { k, .. } => k,
-        Activations::Arranged(x) => x.k,
+        Activations::Arranged(x) => x.k(),
     };
     let part = which.start * k..which.end * k;
     let n_out = which.len();
@@ -264,7 +264,7 @@ fn load<S: Simd, E: Element>(s: S, from: &[E]) -> S::V {
 }
 
 /// The parts of a row that are summed each for itself.
-fn chunks(k: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn chunks(k: usize) -> impl Iterator<Item = Range<usize>> {
     (0..k).step_by(CHUNK).map(move |from| from..k.min(from + CHUNK))
 }
 

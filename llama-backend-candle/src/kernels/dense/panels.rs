@@ -26,12 +26,22 @@ type Sums<S, const N: usize> = [[<S as Simd>::V; 2]; N];
 pub(crate) struct Arranged<'a> {
     numbers: &'a [f32],
     n: usize,
-    pub(super) k: usize,
+    k: usize,
 }
 
 impl<'a> Arranged<'a> {
+    /// The rows.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The numbers of a row.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
     /// A chunk of some rows: whole vectors.
-    fn rows(&self, from: usize, n: usize, chunk: usize) -> &'a [[f32; LANES]] {
+    pub(crate) fn rows(&self, from: usize, n: usize, chunk: usize) -> &'a [[f32; LANES]] {
         let len = padded(self.k.min(chunk + CHUNK) - chunk);
         let start = chunk * self.n + from * len;
         self.numbers[start..start + n * len].as_chunks().0

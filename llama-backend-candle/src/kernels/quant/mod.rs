@@ -29,7 +29,7 @@ use self::format::Format;
 pub(crate) use self::lanes::{IntKernel, ROWS, Scalar};
 pub(crate) use self::product::multiply;
 use super::pool::Pool;
-use super::{Context, SERIAL_BELOW};
+use super::{Context, SERIAL_BELOW, anonymous};
 use activations::{Arranged, Block, PARTS};
 use lanes::Lanes;
 
@@ -41,7 +41,7 @@ pub(crate) struct Packed {
     fine: bool,
     /// The bytes of a panel.
     panel: usize,
-    /// The panels. Memory of the system's own, in large pages where it has them: a stream of them is read faster.
+    /// The panels.
     data: MmapMut,
 }
 
@@ -75,9 +75,7 @@ impl Packed {
     ) -> io::Result<Self> {
         let panel: usize = with_format!(dtype, |F| k.div_ceil(F::LEN) * F::UNIT, else 0);
         let n_bytes = n_out.div_ceil(ROWS).saturating_mul(panel);
-        let mut data = MmapMut::map_anon(n_bytes)?;
-        #[cfg(target_os = "linux")]
-        let _ = data.advise(memmap2::Advice::HugePage); // a kernel without them is as good, but slower
+        let mut data = anonymous(n_bytes)?;
         let row = bytes.len() / n_out.max(1);
         pool.chunks(&mut data, panel.max(1), |i, panel| {
             let rows: [&[u8]; ROWS] = std::array::from_fn(|r| {
