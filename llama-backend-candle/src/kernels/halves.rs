@@ -17,7 +17,7 @@ use llama_backend::DType;
 use memmap2::MmapMut;
 
 use super::columns::Columns;
-use super::dense::{Arranged, Element, chunks};
+use super::dense::{Arranged, CHUNK, Element, chunks};
 use super::simd::{Isa, Kernel, LANES, LINE, Simd};
 use super::{Pool, anonymous};
 
@@ -27,6 +27,8 @@ pub(crate) const ROWS: usize = 2 * LANES;
 const TILE: usize = 6;
 /// Rows of activations at a time, of which the second cache holds a chunk: a panel is widened once for so many.
 const BLOCK: usize = 44 * TILE;
+/// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
+const PANELS: usize = 4;
 /// Memory is asked for so many bytes ahead.
 const AHEAD: usize = 4096;
 
@@ -173,7 +175,10 @@ fn few<S: Simd, E: Element, const N: usize, const P: usize>(
     }
 }
 
-/// Any number of rows.
+/// Any number of rows, up to [`BLOCK`].
+///
+/// Sums lie together until they are whole: rows of the result are a power of two apart in most models, and would share a few lines of the
+/// caches.
 #[inline(always)]
 fn many<S: Simd, E: Element>(
     s: S,
@@ -182,28 +187,45 @@ fn many<S: Simd, E: Element>(
     rows: Range<usize>,
     out: &mut Columns<'_>,
 ) {
-    let mut wide = Wide([[0.0; ROWS]; super::dense::CHUNK]);
-    for chunk in chunks(x.k()) {
-        let numbers = x.rows(rows.start, rows.len(), chunk.start).as_flattened();
-        let row_len = numbers.len() / rows.len();
-        for (i, panel) in panels.chunks_exact(x.k()).enumerate() {
-            let wide = &mut wide.0[..chunk.len()];
-            for (from, to) in panel[chunk.clone()].iter().zip(&mut *wide) {
-                for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
-                    s.store(E::load(s, from), to);
+    let mut wide = Wide([[0.0; ROWS]; CHUNK]);
+    let mut sums = [[[0.0; ROWS]; BLOCK]; PANELS];
+    let n = rows.len();
+    for (g, group) in panels.chunks(PANELS * x.k()).enumerate() {
+        for sums in &mut sums {
+            sums[..n].fill([0.0; ROWS]);
+        }
+        for chunk in chunks(x.k()) {
+            let numbers = x.rows(rows.start, n, chunk.start).as_flattened();
+            for (panel, sums) in group.chunks_exact(x.k()).zip(&mut sums) {
+                let wide = &mut wide.0[..chunk.len()];
+                for (from, to) in panel[chunk.clone()].iter().zip(&mut *wide) {
+                    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+                        s.store(E::load(s, from), to);
+                    }
+                }
+                // The next panel's memory, some of it with each tile.
+                let next = panel[chunk.start..].as_ptr().wrapping_add(x.k()).cast::<u8>();
+                let lines = size_of::<Column<E>>() * chunk.len() / LINE;
+                let tiles = n.div_ceil(TILE);
+                let each = numbers.chunks(TILE * (numbers.len() / n)).zip(sums[..n].chunks_mut(TILE));
+                for (t, (numbers, sums)) in each.enumerate() {
+                    for line in lines * t / tiles..lines * (t + 1) / tiles {
+                        s.prefetch(next.wrapping_add(line * LINE));
+                    }
+                    match sums.len() {
+                        1 => tile::<S, 1>(s, wide, numbers, sums),
+                        2 => tile::<S, 2>(s, wide, numbers, sums),
+                        3 => tile::<S, 3>(s, wide, numbers, sums),
+                        4 => tile::<S, 4>(s, wide, numbers, sums),
+                        5 => tile::<S, 5>(s, wide, numbers, sums),
+                        _ => tile::<S, TILE>(s, wide, numbers, sums),
+                    }
                 }
             }
-            for (t, numbers) in numbers.chunks(TILE * row_len).enumerate() {
-                let (row, column) = (rows.start + t * TILE, i * ROWS);
-                let place = Place { row, column, is_first: chunk.start == 0, last: rows.end - 1 };
-                match numbers.len() / row_len {
-                    1 => tile::<S, 1>(s, wide, numbers, place, out),
-                    2 => tile::<S, 2>(s, wide, numbers, place, out),
-                    3 => tile::<S, 3>(s, wide, numbers, place, out),
-                    4 => tile::<S, 4>(s, wide, numbers, place, out),
-                    5 => tile::<S, 5>(s, wide, numbers, place, out),
-                    _ => tile::<S, TILE>(s, wide, numbers, place, out),
-                }
+        }
+        for p in 0..group.len() / x.k() {
+            for (row, sums) in rows.clone().zip(&sums[p]) {
+                out.write(row, (g * PANELS + p) * ROWS, sums);
             }
         }
     }
@@ -211,39 +233,16 @@ fn many<S: Simd, E: Element>(
 
 /// A chunk of a panel: lines of the cache.
 #[repr(align(64))]
-struct Wide([Column<f32>; super::dense::CHUNK]);
+struct Wide([Column<f32>; CHUNK]);
 
-/// Where a tile's sums go.
-#[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    column: usize,
-    /// Whether they are the first there.
-    is_first: bool,
-    /// The last row.
-    last: usize,
-}
-
-/// `N` rows times a chunk of a panel, added to the chunks before it.
+/// Adds the products of `N` rows and a chunk of a panel.
 #[inline(always)]
-fn tile<S: Simd, const N: usize>(
-    s: S,
-    panel: &[Column<f32>],
-    numbers: &[f32],
-    place: Place,
-    out: &mut Columns<'_>,
-) {
+fn tile<S: Simd, const N: usize>(s: S, panel: &[Column<f32>], numbers: &[f32], to: &mut [[f32; ROWS]]) {
     let rows: [&[f32]; N] = each_row(numbers, panel.len());
     let mut sums = [[s.splat(0.0); 2]; N];
     for i in 0..N {
-        if !place.is_first {
-            sums[i] = load(s, out.row(place.row + i, place.column, ROWS));
-        }
-        // Rows of the result lie far apart: what is asked for now is there when the next tile, or the sums, are.
-        let next = if place.is_first { place.row + i } else { (place.row + N + i).min(place.last) };
-        let row = out.row(next, place.column, ROWS);
-        s.prefetch_near(row.as_ptr().cast());
-        s.prefetch_near(row.as_ptr().wrapping_add(ROWS - 1).cast());
+        let (halves, _) = to[i].as_chunks();
+        sums[i] = [s.load(&halves[0]), s.load(&halves[1])];
     }
     /// Columns between two looks at where the loop ends.
     const STEP: usize = 8;
@@ -266,20 +265,8 @@ fn tile<S: Simd, const N: usize>(
         add_column(s, column, rows.map(|row| row[steps.len() * STEP + c]), &mut sums);
     }
     for i in 0..N {
-        out.write(place.row + i, place.column, &stored(s, sums[i]));
+        to[i] = stored(s, sums[i]);
     }
-}
-
-/// The numbers of a row of the result, of which the last columns may be missing.
-#[inline(always)]
-fn load<S: Simd>(s: S, row: &[f32]) -> [S::V; 2] {
-    let mut numbers = [0.0; ROWS];
-    match row.first_chunk() {
-        Some(row) => numbers = *row, // a few instructions, where a copy of any length is a call
-        None => numbers[..row.len()].copy_from_slice(row),
-    }
-    let (halves, _) = numbers.as_chunks();
-    [s.load(&halves[0]), s.load(&halves[1])]
 }
 
 #[inline(always)]
