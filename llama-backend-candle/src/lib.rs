@@ -1,8 +1,8 @@
 //! The Llama 2 forward pass on [candle](https://github.com/huggingface/candle).
 //!
-//! Our own model code on candle's tensors. Weights in f32, f16 and bf16 stay as the checkpoint stores them, on the CPU in the reader's
-//! memory map itself; quantised ones are packed for the kernels, or used as they lie where the caller wants them exact
-//! ([`Computation`]). Sums and norms are f32, and so are activations but for products of packed matrices,
+//! Our own model code on candle's tensors. Weights keep the type that the checkpoint stores them in. On the CPU those in f32 stay
+//! in the reader's memory map itself; half precision and quantised ones are packed for the kernels, the latter unless the caller wants them
+//! exact ([`Computation`]). Sums and norms are f32, and so are activations but for products of packed matrices,
 //! where they are rounded to 8 bits (16 for the output). The KV cache is f32, or f16 on request.
 //!
 //! On the CPU the operations are kernels of ours, called as candle's custom operations and chosen for the processor when a model is

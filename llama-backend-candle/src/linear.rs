@@ -1,19 +1,20 @@
 //! Weight matrices: the only place that knows how weights are stored.
 //!
-//! On the CPU a matrix is the checkpoint's own bytes, shared with the reader's memory map, and is widened in registers or chunk by
-//! chunk as it is used; quantised blocks are packed for the kernels on bytes, unless the caller wants them exact. On a device it is a
-//! tensor of the stored type (blocks: of f32), widened as a whole for the one product.
+//! On the CPU a matrix in f32, and embeddings, are the checkpoint's own bytes, shared with the reader's memory map; half precision is packed
+//! for its kernels. Quantised blocks are packed for the kernels on bytes, or where the caller wants them exact stay as they are, and are
+//! widened chunk by chunk. On a device a matrix is a tensor of the stored type (blocks: of f32), widened as a whole for the one product.
 //!
 //! Shapes: a matrix is `[n_out, n_in]`, row-major; activations are `[n, n_in]`, f32.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
+use half::{bf16, f16};
 use llama_backend::quant::dequantize;
 use llama_backend::{Computation, DType, TokenId, WeightBytes};
 
 use crate::kernels::Context;
-use crate::kernels::dense::{self, Element, Rows};
+use crate::kernels::dense::{self, Rows};
 use crate::kernels::halves::Halves;
 use crate::kernels::matmul::{Product, Weights, matmul};
 use crate::kernels::quant::Packed;
@@ -83,7 +84,10 @@ impl Linear {
                 Weight::Host(Arc::clone(ctx), Host::Halves(halves))
             }
             Ops::Host(ctx) => {
-                stored(dtype, &bytes)?;
+                match dtype {
+                    DType::F16 | DType::BF16 => drop(elements::<u16>(&bytes)?),
+                    _ => drop(stored(dtype, &bytes)?),
+                }
                 Weight::Host(Arc::clone(ctx), Host::Stored(dtype, bytes))
             }
             Ops::Tensors(device) if dtype.is_quantized() => {
@@ -187,19 +191,17 @@ impl Linear {
         let shape = (ids.len(), self.n_in);
         match &self.weight {
             Weight::Host(ctx, Host::Stored(dtype, bytes)) => {
-                let weights = stored(*dtype, bytes)?;
                 let mut out = vec![0.0; ids.len() * self.n_in];
                 for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.n_in)) {
                     let from = id.0 as usize * self.n_in;
                     let row = from..from + self.n_in;
-                    match weights {
-                        Rows::F32(weights) => out.copy_from_slice(&weights[row]),
-                        Rows::F16(weights) => dense::widen(ctx.isa, &weights[row], out),
-                        Rows::BF16(weights) => dense::widen(ctx.isa, &weights[row], out),
-                        Rows::Blocks(dtype, bytes) => {
-                            let place = |element: usize| dense::block_bytes(dtype, element);
+                    match dtype {
+                        DType::F16 => dense::widen(ctx.isa, &elements::<f16>(bytes)?[row], out),
+                        DType::BF16 => dense::widen(ctx.isa, &elements::<bf16>(bytes)?[row], out),
+                        dtype => {
+                            let place = |element: usize| dense::block_bytes(*dtype, element);
                             let blocks = &bytes[place(row.start)..place(row.end)];
-                            dequantize(dtype, blocks, out).map_err(candle_core::Error::wrap)?;
+                            dequantize(*dtype, blocks, out).map_err(candle_core::Error::wrap)?;
                         }
                     }
                 }
@@ -225,17 +227,17 @@ pub(crate) fn vector(ops: &Ops, dtype: DType, bytes: &WeightBytes) -> Result<Ten
     Tensor::from_vec(widened, n, ops.device())
 }
 
-/// A checkpoint's bytes as what they are.
+/// A checkpoint's bytes as what they are, of the types that are multiplied so.
 fn stored(dtype: DType, bytes: &[u8]) -> Result<Rows<'_>> {
-    fn elements<E: Element>(bytes: &[u8]) -> Result<&[E]> {
-        bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a tensor's bytes: {e}")))
-    }
     Ok(match dtype {
         DType::F32 => Rows::F32(elements(bytes)?),
-        DType::F16 => Rows::F16(elements(bytes)?),
-        DType::BF16 => Rows::BF16(elements(bytes)?),
+        DType::F16 | DType::BF16 => candle_core::bail!("products of half precision that was not packed"),
         blocks => Rows::Blocks(blocks, bytes),
     })
+}
+
+fn elements<E: bytemuck::Pod>(bytes: &[u8]) -> Result<&[E]> {
+    bytemuck::try_cast_slice(bytes).map_err(|e| candle_core::Error::msg(format!("a tensor's bytes: {e}")))
 }
 
 fn tensor_dtype(dtype: DType) -> Result<candle_core::DType> {

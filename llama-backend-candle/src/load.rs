@@ -1,6 +1,6 @@
 //! From a checkpoint's tensors to a model, and what that will cost.
 //!
-//! Everything is checked before anything large is allocated. A matrix on the CPU is not read at all: it stays in the reader's
+//! Everything is checked before anything large is allocated. What is not packed is not read at all: it stays in the reader's
 //! memory map, and the first step that uses it brings it in. One of several ranks reads its slices, into memory of its own.
 
 use std::ops::Range;

@@ -1,9 +1,9 @@
-//! Products of few rows of activations: weights are widened in registers, as memory brings them.
+//! Products of few rows of activations: weights are read as memory brings them.
 
 use std::ops::Range;
 
 use super::dots::{Ahead, dots};
-use super::{CHUNK, Element, MANY, Source, chunks};
+use super::{CHUNK, MANY, Source, chunks};
 use crate::kernels::columns::Columns;
 use crate::kernels::simd::{LANES, Simd};
 
@@ -66,9 +66,9 @@ fn by_rows<S: Simd, const R: usize>(
 
 /// Adds to `sums` the products of a chunk of `R` weight rows with that of each row of `x`.
 #[inline(always)]
-fn add_products<S: Simd, E: Element, const R: usize>(
+fn add_products<S: Simd, const R: usize>(
     s: S,
-    weights: [&[E]; R],
+    weights: [&[f32]; R],
     chunk: &Range<usize>,
     x: &[f32],
     k: usize,

@@ -1,4 +1,4 @@
-//! `x · Wᵀ` in f32, for weights that are used as they are stored: f32, f16, bf16, and quantised blocks, exactly.
+//! `x · Wᵀ` in f32, for weights that are used as they are stored: f32, and quantised blocks, exactly.
 //!
 //! The products of a [`CHUNK`] of a weight row and of a row of `x` are summed in eight lanes: lane `l` takes the elements `l`, `l + 8`,
 //! `l + 16`, … in turn. The lanes are added as [`Simd::sum`] adds them, and chunks one after the other. Two loops keep this order:
@@ -82,8 +82,6 @@ impl Element for bf16 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Rows<'a> {
     F32(&'a [f32]),
-    F16(&'a [f16]),
-    BF16(&'a [bf16]),
     /// Whole blocks of a quantised type.
     Blocks(DType, &'a [u8]),
 }
@@ -93,7 +91,6 @@ impl Rows<'_> {
     pub(crate) fn row_bytes(&self, k: usize) -> usize {
         match self {
             Self::F32(_) => k * size_of::<f32>(),
-            Self::F16(_) | Self::BF16(_) => k * size_of::<f16>(),
             Self::Blocks(dtype, _) => block_bytes(*dtype, k),
         }
     }
@@ -131,12 +128,6 @@ pub(crate) fn multiply(
         Rows::F32(weights) => {
             isa.run(Multiply { weights: Elements { weights: &weights[part], k }, n_out, x, out });
         }
-        Rows::F16(weights) => {
-            isa.run(Multiply { weights: Elements { weights: &weights[part], k }, n_out, x, out });
-        }
-        Rows::BF16(weights) => {
-            isa.run(Multiply { weights: Elements { weights: &weights[part], k }, n_out, x, out });
-        }
         Rows::Blocks(dtype, bytes) => {
             let row = block_bytes(dtype, k);
             let bytes = &bytes[which.start * row..which.end * row];
@@ -169,15 +160,8 @@ impl<W: Source> Kernel for Multiply<'_, '_, W> {
 ///
 /// Methods and not closures: a closure that is not inlined is compiled for the plain processor, and twenty times slower.
 trait Source {
-    type Element: Element;
-
     /// A chunk of a row: of the matrix itself, or widened into `wide`.
-    fn chunk<'a>(
-        &'a self,
-        row: usize,
-        chunk: &Range<usize>,
-        wide: &'a mut [f32; CHUNK],
-    ) -> &'a [Self::Element];
+    fn chunk<'a>(&'a self, row: usize, chunk: &Range<usize>, wide: &'a mut [f32; CHUNK]) -> &'a [f32];
     /// Where an element lies, which need not be there: for prefetches.
     fn place(&self, element: usize) -> *const u8;
 
@@ -198,8 +182,8 @@ trait Source {
         n_out: usize,
         chunk: &Range<usize>,
         wide: &'a mut [[f32; CHUNK]; R],
-    ) -> [&'a [Self::Element]; R] {
-        let mut rows: [&[Self::Element]; R] = [&[]; R];
+    ) -> [&'a [f32]; R] {
+        let mut rows: [&[f32]; R] = [&[]; R];
         for (r, wide) in wide.iter_mut().enumerate() {
             rows[r] = self.chunk((first + r).min(n_out - 1), chunk, wide);
         }
@@ -207,16 +191,14 @@ trait Source {
     }
 }
 
-struct Elements<'a, E> {
-    weights: &'a [E],
+struct Elements<'a> {
+    weights: &'a [f32],
     k: usize,
 }
 
-impl<E: Element> Source for Elements<'_, E> {
-    type Element = E;
-
+impl Source for Elements<'_> {
     #[inline(always)]
-    fn chunk<'a>(&'a self, row: usize, chunk: &Range<usize>, _: &'a mut [f32; CHUNK]) -> &'a [E] {
+    fn chunk<'a>(&'a self, row: usize, chunk: &Range<usize>, _: &'a mut [f32; CHUNK]) -> &'a [f32] {
         &self.weights[row * self.k..][chunk.clone()]
     }
     #[inline(always)]
@@ -233,8 +215,6 @@ struct Blocks<'a> {
 }
 
 impl Source for Blocks<'_> {
-    type Element = f32;
-
     #[inline(always)]
     fn chunk<'a>(&'a self, row: usize, chunk: &Range<usize>, wide: &'a mut [f32; CHUNK]) -> &'a [f32] {
         let place = |element: usize| block_bytes(self.dtype, element);

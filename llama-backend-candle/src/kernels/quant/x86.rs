@@ -199,9 +199,9 @@ impl Lanes for Avx2 {
                         };
                         if (G - FROM + 1).is_multiple_of(fit) || G + 1 == TO {
                             let widened = _mm256_madd_epi16(pairs[i][h], ones);
-                            sums[i][h] = in_order(_mm256_add_epi32(sums[i][h], widened));
+                            sums[i][h] = in_order::<N>(_mm256_add_epi32(sums[i][h], widened));
                         } else {
-                            pairs[i][h] = in_order(pairs[i][h]);
+                            pairs[i][h] = in_order::<N>(pairs[i][h]);
                         }
                     }
                 }
@@ -262,13 +262,15 @@ impl Lanes for Avx2 {
     }
 }
 
-/// The same, of which the compiler knows nothing: sums are taken as they are written, group by group. Left free, it takes them row by row,
-/// and has to keep all groups' weights outside of the registers.
+/// The same, a sum of one of `N` rows, of which the compiler knows nothing: sums are taken as they are written, group by group. Left free, it
+/// takes them row by row, and of more than a few rows has to keep all groups' weights outside of the registers.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn in_order(mut v: __m256i) -> __m256i {
-    // SAFETY: it is no instruction.
-    unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(nomem, nostack, preserves_flags)) };
+fn in_order<const N: usize>(mut v: __m256i) -> __m256i {
+    if N > 2 {
+        // SAFETY: it is no instruction.
+        unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(nomem, nostack, preserves_flags)) };
+    }
     v
 }
 
