@@ -55,9 +55,11 @@ impl<F: Format> IntKernel for Multiply<'_, '_, F> {
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
-            for first in panels.clone().step_by(PANELS) {
-                let these = first..panels.end.min(first + PANELS);
-                for sums in &mut sums {
+            // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
+            let at_once = if n <= S::DIRECT { 1 } else { PANELS };
+            for first in panels.clone().step_by(at_once) {
+                let these = first..panels.end.min(first + at_once);
+                for sums in &mut sums[..at_once] {
                     sums[..n].fill([0.0; ROWS]);
                 }
                 for chunk in x.chunks() {
