@@ -78,7 +78,7 @@ impl<E: Kept> CustomOp3 for Attend<'_, E> {
         let mut cache = cache.borrow_mut(); // the operation is called once
         let HostCache { keys, values } = &mut **cache;
         attention::store(ctx, shape, rope, spans, (k, v), (keys, values));
-        let mut out = vec![0.0; q.len()];
+        let mut out = ctx.spare.take(q.len());
         attention::attend(ctx, shape, rope, spans, q, (keys, values), &mut out);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }

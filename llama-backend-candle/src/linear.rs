@@ -124,7 +124,10 @@ impl Linear {
             }
             return whole(out);
         }
-        let mut outs = all.map(|linear| vec![0.0; n * linear.n_out]);
+        let mut outs = all.map(|linear| match &linear.weight {
+            Weight::Host(ctx, _) => ctx.spare.take(n * linear.n_out),
+            Weight::Tensor(_) => Vec::new(), // there are none, as just seen
+        });
         Self::multiply(&all, x, outs.iter_mut().map(Vec::as_mut_slice))?;
         let mut out = [const { None }; N];
         for ((out, numbers), linear) in out.iter_mut().zip(outs).zip(all) {

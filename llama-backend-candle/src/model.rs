@@ -88,7 +88,9 @@ impl Model for CandleModel {
         self.slots.check(batch)?;
         let out = out.reset(batch.n_rows(), self.config.vocab_size);
         let (transformer, cache) = (&self.transformer, &mut self.cache);
-        transformer.forward(cache, batch, out).map_err(engine)?;
+        let result = transformer.forward(cache, batch, out);
+        transformer.ops.finish();
+        result.map_err(engine)?;
         // Until here the new rows lie beyond every slot's length, where nobody reads.
         self.slots.advance(batch);
         Ok(())
@@ -138,13 +140,20 @@ impl Transformer {
         let ops = &self.ops;
         let x = ops.rms_norm(&h, &layer.attention_norm, self.norm_eps)?;
         let [q, k, v] = Linear::forward_all([&layer.wq, &layer.wk, &layer.wv], &x)?;
+        ops.recycle(x)?;
         let attended = self.attention.forward(cache, spans, [&q, &k, &v])?;
-        let h = ops.add(h, &self.sum(layer.wo.forward(&attended)?)?)?;
+        [q, k, v].into_iter().try_for_each(|x| ops.recycle(x))?;
+        let o = layer.wo.forward(&attended)?;
+        ops.recycle(attended)?;
+        let h = ops.add(h, self.sum(o)?)?;
 
         let x = ops.rms_norm(&h, &layer.ffn_norm, self.norm_eps)?;
         let [gate, up] = Linear::forward_all([&layer.w1, &layer.w3], &x)?; // [n_tokens, ffn_dim] each
-        let gated = ops.silu_mul(&gate, &up)?;
-        ops.add(h, &self.sum(layer.w2.forward(&gated)?)?)
+        ops.recycle(x)?;
+        let gated = ops.silu_mul(gate, up)?;
+        let down = layer.w2.forward(&gated)?;
+        ops.recycle(gated)?;
+        ops.add(h, self.sum(down)?)
     }
 
     /// The sum of what all ranks have of it: `[n_tokens, dim]`.

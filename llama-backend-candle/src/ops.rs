@@ -28,21 +28,41 @@ impl Ops {
     }
 
     /// `h + x`, of one shape; on the host, written over `h`.
-    pub(crate) fn add(&self, h: Tensor, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn add(&self, h: Tensor, x: Tensor) -> Result<Tensor> {
         match self {
             Self::Host(ctx) => {
-                h.inplace_op2(x, &Add { ctx })?;
+                h.inplace_op2(&x, &Add { ctx })?;
+                self.recycle(x)?;
                 Ok(h)
             }
             Self::Tensors(_) => h + x,
         }
     }
 
-    /// SwiGLU's inner product, `silu(gate) · up`: `[n, ffn_dim]` all three.
-    pub(crate) fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    /// SwiGLU's inner product, `silu(gate) · up`: `[n, ffn_dim]` all three; on the host, written over `gate`.
+    pub(crate) fn silu_mul(&self, gate: Tensor, up: Tensor) -> Result<Tensor> {
         match self {
-            Self::Host(ctx) => gate.apply_op2_no_bwd(up, &SiluMul { ctx }),
+            Self::Host(ctx) => {
+                gate.inplace_op2(&up, &SiluMul { ctx })?;
+                self.recycle(up)?;
+                Ok(gate)
+            }
             Self::Tensors(_) => gate.silu()? * up,
+        }
+    }
+
+    /// Takes the memory of activations that nothing needs any more, for others of their size.
+    pub(crate) fn recycle(&self, x: Tensor) -> Result<()> {
+        match self {
+            Self::Host(ctx) => x.inplace_op1(&Recycle { ctx }),
+            Self::Tensors(_) => Ok(()),
+        }
+    }
+
+    /// Ends a forward pass: returns the memory of all that it [recycled](Self::recycle).
+    pub(crate) fn finish(&self) {
+        if let Self::Host(ctx) = self {
+            ctx.spare.clear();
         }
     }
 
@@ -91,7 +111,7 @@ impl CustomOp2 for RmsNorm<'_> {
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (floats(x, xl)?, floats(w, wl)?);
-        let mut out = vec![0.0; x.len()];
+        let mut out = self.ctx.spare.take(x.len());
         elementwise::rms_norm(self.ctx, x, weight, self.eps, &mut out);
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
@@ -107,14 +127,9 @@ impl InplaceOp2 for Add<'_> {
     }
 
     fn cpu_fwd(&self, h: &mut CpuStorage, hl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
-        let x = floats(x, xl)?;
-        match (h, hl.contiguous_offsets()) {
-            (CpuStorage::F32(h), Some((from, to))) if to - from == x.len() => {
-                elementwise::add(self.ctx, &mut h[from..to], x);
-                Ok(())
-            }
-            _ => candle_core::bail!("a residual of another shape"),
-        }
+        let (h, x) = same_len(floats_mut(h, hl)?, floats(x, xl)?)?;
+        elementwise::add(self.ctx, h, x);
+        Ok(())
     }
 }
 
@@ -128,12 +143,7 @@ impl InplaceOp1 for AllReduce<'_> {
     }
 
     fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout) -> Result<()> {
-        match (x, xl.contiguous_offsets()) {
-            (CpuStorage::F32(x), Some((from, to))) => {
-                self.communicator.all_reduce_sum(&mut x[from..to]).map_err(candle_core::Error::wrap)
-            }
-            _ => candle_core::bail!("a part of a sum that is not contiguous"),
-        }
+        self.communicator.all_reduce_sum(floats_mut(x, xl)?).map_err(candle_core::Error::wrap)
     }
 }
 
@@ -141,22 +151,32 @@ struct SiluMul<'a> {
     ctx: &'a Context,
 }
 
-impl CustomOp2 for SiluMul<'_> {
+impl InplaceOp2 for SiluMul<'_> {
     fn name(&self) -> &'static str {
         "silu-mul"
     }
 
-    fn cpu_fwd(
-        &self,
-        g: &CpuStorage,
-        gl: &Layout,
-        u: &CpuStorage,
-        ul: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (floats(g, gl)?, floats(u, ul)?);
-        let mut out = vec![0.0; gate.len()];
-        elementwise::silu_mul(self.ctx, gate, up, &mut out);
-        Ok((CpuStorage::F32(out), gl.shape().clone()))
+    fn cpu_fwd(&self, gate: &mut CpuStorage, gl: &Layout, up: &CpuStorage, ul: &Layout) -> Result<()> {
+        let (gate, up) = same_len(floats_mut(gate, gl)?, floats(up, ul)?)?;
+        elementwise::silu_mul(self.ctx, gate, up);
+        Ok(())
+    }
+}
+
+struct Recycle<'a> {
+    ctx: &'a Context,
+}
+
+impl InplaceOp1 for Recycle<'_> {
+    fn name(&self) -> &'static str {
+        "recycle"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, _: &Layout) -> Result<()> {
+        if let CpuStorage::F32(numbers) = x {
+            self.ctx.spare.give(std::mem::take(numbers));
+        }
+        Ok(())
     }
 }
 
@@ -166,4 +186,19 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
         None => candle_core::bail!("a kernel was given a tensor that is not contiguous"),
     }
+}
+
+/// The same, to be written over.
+fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(numbers), Some((from, to))) => Ok(&mut numbers[from..to]),
+        _ => candle_core::bail!("a kernel was given a tensor that is not contiguous, or not of f32"),
+    }
+}
+
+fn same_len<'a>(a: &'a mut [f32], b: &'a [f32]) -> Result<(&'a mut [f32], &'a [f32])> {
+    if a.len() != b.len() {
+        candle_core::bail!("{} numbers and {}, which should be as many", a.len(), b.len());
+    }
+    Ok((a, b))
 }

@@ -31,17 +31,16 @@ pub(crate) fn add(ctx: &Context, x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// `silu(gate) · up`, written over nothing: all three of one length.
-pub(crate) fn silu_mul(ctx: &Context, gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// `silu(gate) · up`, written over `gate`: both of one length.
+pub(crate) fn silu_mul(ctx: &Context, gate: &mut [f32], up: &[f32]) {
     const CHUNK: usize = 1 << 12;
-    let chunk = |i: usize, out: &mut [f32]| {
-        let these = i * CHUNK..i * CHUNK + out.len();
-        ctx.isa.run(SiluMul { gate: &gate[these.clone()], up: &up[these], out });
+    let chunk = |i: usize, gate: &mut [f32]| {
+        ctx.isa.run(SiluMul { up: &up[i * CHUNK..][..gate.len()], gate });
     };
     if gate.len() < SERIAL_BELOW {
-        out.chunks_mut(CHUNK).enumerate().for_each(|(i, out)| chunk(i, out));
+        gate.chunks_mut(CHUNK).enumerate().for_each(|(i, gate)| chunk(i, gate));
     } else {
-        ctx.pool.chunks(out, CHUNK, chunk);
+        ctx.pool.chunks(gate, CHUNK, chunk);
     }
 }
 
@@ -73,9 +72,8 @@ impl Kernel for RmsNorm<'_> {
 }
 
 struct SiluMul<'a> {
-    gate: &'a [f32],
+    gate: &'a mut [f32],
     up: &'a [f32],
-    out: &'a mut [f32],
 }
 
 impl Kernel for SiluMul<'_> {
@@ -83,14 +81,13 @@ impl Kernel for SiluMul<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (gate, gate_rest) = self.gate.as_chunks::<LANES>();
+        let (gate, gate_rest) = self.gate.as_chunks_mut::<LANES>();
         let (up, up_rest) = self.up.as_chunks::<LANES>();
-        let (out, out_rest) = self.out.as_chunks_mut::<LANES>();
-        for ((gate, up), out) in gate.iter().zip(up).zip(out) {
-            s.store(swiglu(s, s.load(gate), s.load(up)), out);
+        for (gate, up) in gate.iter_mut().zip(up) {
+            s.store(swiglu(s, s.load(gate), s.load(up)), gate);
         }
-        for ((&gate, &up), out) in gate_rest.iter().zip(up_rest).zip(out_rest) {
-            *out = s.to_array(swiglu(s, s.splat(gate), s.splat(up)))[0];
+        for (gate, &up) in gate_rest.iter_mut().zip(up_rest) {
+            *gate = s.to_array(swiglu(s, s.splat(*gate), s.splat(up)))[0];
         }
     }
 }

@@ -10,6 +10,7 @@
 //! Shapes: `x: [n, k]`, weights `[n_out, k]`, `out: [n, n_out]`.
 
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -17,25 +18,43 @@ use llama_backend::DType;
 use memmap2::MmapMut;
 
 use super::columns::Columns;
-use super::dense::{Arranged, CHUNK, Element, chunks};
-use super::simd::{Isa, Kernel, LANES, LINE, Simd};
+use super::dense::{Arranged, CHUNK, chunks};
+use super::quant::{Lanes, RowsKernel};
+use super::simd::{Isa, LINE};
 use super::{Pool, anonymous};
 
 /// Weight rows of a panel.
-pub(crate) const ROWS: usize = 2 * LANES;
-/// Rows of activations of a tile: their sums and a few more fill the sixteen registers.
-const TILE: usize = 6;
+pub(crate) const ROWS: usize = super::quant::ROWS;
+/// Rows of activations that widen a panel in registers.
+const FEW: usize = 6;
 /// Rows of activations at a time, of which the second cache holds a chunk: a panel is widened once for so many.
-const BLOCK: usize = 44 * TILE;
+const BLOCK: usize = 264;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
 const PANELS: usize = 4;
 /// Memory is asked for so many bytes ahead.
 const AHEAD: usize = 4096;
 
-/// A column of a panel.
-type Column<E> = [E; ROWS];
-/// The sums of some rows of activations with a panel.
-type Sums<S, const N: usize> = [[<S as Simd>::V; 2]; N];
+/// A column of a panel, as it is stored.
+type Column = [u8; 2 * ROWS];
+
+/// A type of half precision.
+trait Half {
+    fn widen<S: Lanes>(s: S, column: &Column) -> S::F;
+}
+
+impl Half for f16 {
+    #[inline(always)]
+    fn widen<S: Lanes>(s: S, column: &Column) -> S::F {
+        s.load_f16(column)
+    }
+}
+
+impl Half for bf16 {
+    #[inline(always)]
+    fn widen<S: Lanes>(s: S, column: &Column) -> S::F {
+        s.load_bf16(column)
+    }
+}
 
 /// A matrix in half precision, packed.
 #[derive(Debug)]
@@ -59,7 +78,7 @@ impl Halves {
         pool.chunks(&mut data, panel.max(1), |i, panel| {
             let first = i * ROWS * k * size_of::<f16>();
             let these = &bytes[first..][..ROWS.min(rows - i * ROWS) * k * size_of::<f16>()];
-            pack(these.as_chunks().0, k, panel.as_chunks_mut().0.as_chunks_mut().0);
+            pack(these.as_chunks().0, k, panel.as_chunks_mut().0);
         });
         Ok(Self { dtype, k, data })
     }
@@ -71,13 +90,13 @@ impl Halves {
 }
 
 /// Turns rows of two bytes an element, `[rows, k]`, to columns; rows behind the last stay zero.
-fn pack(rows: &[[u8; 2]], k: usize, columns: &mut [Column<[u8; 2]>]) {
+fn pack(rows: &[[u8; 2]], k: usize, columns: &mut [Column]) {
     /// Columns at a time: a line of each row.
     const WIDTH: usize = 32;
     for (j, columns) in columns.chunks_mut(WIDTH).enumerate() {
         for (r, row) in rows.chunks_exact(k).enumerate() {
             for (element, column) in row[j * WIDTH..].iter().zip(&mut *columns) {
-                column[r] = *element;
+                column[2 * r..2 * r + 2].copy_from_slice(element);
             }
         }
     }
@@ -92,39 +111,37 @@ pub(crate) fn multiply(
     out: &mut Columns<'_>,
 ) {
     let panel = weights.row_bytes() * ROWS;
-    let bytes = &weights.data[panels.start * panel..panels.end * panel];
-    // A page's beginning, and whole columns of numbers: neither cast can fail.
+    let (panels, _) = weights.data[panels.start * panel..panels.end * panel].as_chunks();
     match weights.dtype {
-        DType::F16 => isa.run(Multiply { panels: bytemuck::cast_slice::<_, Column<f16>>(bytes), x, out }),
-        _ => isa.run(Multiply { panels: bytemuck::cast_slice::<_, Column<bf16>>(bytes), x, out }),
+        DType::F16 => isa.run_rows(Multiply::<f16> { panels, x, out, half: PhantomData }),
+        _ => isa.run_rows(Multiply::<bf16> { panels, x, out, half: PhantomData }),
     }
 }
 
 struct Multiply<'a, 'b, E> {
     /// Panel after panel.
-    panels: &'a [Column<E>],
+    panels: &'a [Column],
     x: Arranged<'a>,
     out: &'a mut Columns<'b>,
+    half: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Multiply<'_, '_, E> {
-    type Out = ();
-
+impl<E: Half> RowsKernel for Multiply<'_, '_, E> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { panels, x, out } = self;
+    fn run<S: Lanes>(self, s: S) {
+        let Self { panels, x, out, .. } = self;
         for block in (0..x.n()).step_by(BLOCK) {
             let n = BLOCK.min(x.n() - block);
-            let first_rows = |n: usize| block..block + n;
+            let rows = block..block + n;
             match n {
                 // One row waits for memory, and for its sums: those of two panels hide the latency of each other's.
-                1 => few::<S, E, 1, 2>(s, panels, x, first_rows(1), out),
-                2 => few::<S, E, 2, 1>(s, panels, x, first_rows(2), out),
-                3 => few::<S, E, 3, 1>(s, panels, x, first_rows(3), out),
-                4 => few::<S, E, 4, 1>(s, panels, x, first_rows(4), out),
-                5 => few::<S, E, 5, 1>(s, panels, x, first_rows(5), out),
-                TILE => few::<S, E, TILE, 1>(s, panels, x, first_rows(TILE), out),
-                _ => many(s, panels, x, first_rows(n), out),
+                1 => few::<S, E, 1, 2>(s, panels, x, rows, out),
+                2 => few::<S, E, 2, 1>(s, panels, x, rows, out),
+                3 => few::<S, E, 3, 1>(s, panels, x, rows, out),
+                4 => few::<S, E, 4, 1>(s, panels, x, rows, out),
+                5 => few::<S, E, 5, 1>(s, panels, x, rows, out),
+                FEW => few::<S, E, FEW, 1>(s, panels, x, rows, out),
+                _ => many::<S, E>(s, panels, x, rows, out),
             }
         }
     }
@@ -132,44 +149,48 @@ impl<E: Element> Kernel for Multiply<'_, '_, E> {
 
 /// `N` rows of activations, which `rows` are, and `P` panels at a time.
 #[inline(always)]
-fn few<S: Simd, E: Element, const N: usize, const P: usize>(
+fn few<S: Lanes, E: Half, const N: usize, const P: usize>(
     s: S,
-    panels: &[Column<E>],
+    panels: &[Column],
     x: Arranged<'_>,
     rows: Range<usize>,
     out: &mut Columns<'_>,
 ) {
     for (i, panels) in panels.chunks(P * x.k()).enumerate() {
-        let mut sums = [[[s.splat(0.0); 2]; N]; P];
+        let mut sums = [[s.splat(0.0); N]; P];
         let mut panel = [&panels[..x.k()]; P];
         for (p, panel) in panel.iter_mut().enumerate() {
             // Behind the last it is that again, whose sums nobody writes.
             *panel = panels.get(p * x.k()..(p + 1) * x.k()).unwrap_or(panel);
         }
         for chunk in chunks(x.k()) {
-            let numbers = x.rows(rows.start, N, chunk.start).as_flattened();
-            let each: [&[f32]; N] = each_row(numbers, chunk.len());
+            let numbers = x.rows(rows.start, N, chunk.start);
+            let mut each = [&numbers[0][..chunk.len()]; N];
+            for i in 0..N {
+                each[i] = &numbers[i][..chunk.len()];
+            }
             let mut columns = [&panel[0][chunk.clone()]; P];
             for p in 0..P {
                 columns[p] = &panel[p][chunk.clone()];
             }
             for j in 0..chunk.len() {
-                let mut x = [0.0; N];
-                for i in 0..N {
-                    x[i] = each[i][j];
-                }
                 for p in 0..P {
                     let column = &columns[p][j];
-                    if (j * size_of::<Column<E>>()).is_multiple_of(LINE) {
-                        s.prefetch(std::ptr::from_ref(column).cast::<u8>().wrapping_add(AHEAD));
+                    if (j * size_of::<Column>()).is_multiple_of(LINE) {
+                        s.prefetch(column.as_ptr().wrapping_add(AHEAD));
                     }
-                    add_column(s, column, x, &mut sums[p]);
+                    let weights = E::widen(s, column);
+                    for i in 0..N {
+                        sums[p][i] = s.mul_add(weights, s.splat(each[i][j]), sums[p][i]);
+                    }
                 }
             }
         }
         for (p, sums) in sums.into_iter().enumerate() {
             for (row, sums) in sums.into_iter().enumerate() {
-                out.write(rows.start + row, (i * P + p) * ROWS, &stored(s, sums));
+                let mut numbers = [0.0; ROWS];
+                s.store(sums, &mut numbers);
+                out.write(rows.start + row, (i * P + p) * ROWS, &numbers);
             }
         }
     }
@@ -180,9 +201,9 @@ fn few<S: Simd, E: Element, const N: usize, const P: usize>(
 /// Sums lie together until they are whole: rows of the result are a power of two apart in most models, and would share a few lines of the
 /// caches.
 #[inline(always)]
-fn many<S: Simd, E: Element>(
+fn many<S: Lanes, E: Half>(
     s: S,
-    panels: &[Column<E>],
+    panels: &[Column],
     x: Arranged<'_>,
     rows: Range<usize>,
     out: &mut Columns<'_>,
@@ -195,31 +216,29 @@ fn many<S: Simd, E: Element>(
             sums[..n].fill([0.0; ROWS]);
         }
         for chunk in chunks(x.k()) {
-            let numbers = x.rows(rows.start, n, chunk.start).as_flattened();
+            let numbers = x.rows(rows.start, n, chunk.start);
             for (panel, sums) in group.chunks_exact(x.k()).zip(&mut sums) {
                 let wide = &mut wide.0[..chunk.len()];
                 for (from, to) in panel[chunk.clone()].iter().zip(&mut *wide) {
-                    for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
-                        s.store(E::load(s, from), to);
-                    }
+                    s.store(E::widen(s, from), to);
                 }
-                // The next panel's memory, some of it with each tile.
+                // The next panel's memory, some of it with each row.
                 let next = panel[chunk.start..].as_ptr().wrapping_add(x.k()).cast::<u8>();
-                let lines = size_of::<Column<E>>() * chunk.len() / LINE;
-                let tiles = n.div_ceil(TILE);
-                let each = numbers.chunks(TILE * (numbers.len() / n)).zip(sums[..n].chunks_mut(TILE));
-                for (t, (numbers, sums)) in each.enumerate() {
-                    for line in lines * t / tiles..lines * (t + 1) / tiles {
+                let lines = size_of::<Column>() * chunk.len() / LINE;
+                let mut row = 0;
+                while row < n {
+                    let (numbers, sums) = (&numbers[row..], &mut sums[row..n]);
+                    let rows = match n - row {
+                        24.. if S::TILE >= 24 => tile::<S, 24>(s, wide, numbers, sums),
+                        12.. if S::TILE >= 12 => tile::<S, 12>(s, wide, numbers, sums),
+                        6.. => tile::<S, 6>(s, wide, numbers, sums),
+                        3.. => tile::<S, 3>(s, wide, numbers, sums),
+                        _ => tile::<S, 1>(s, wide, numbers, sums),
+                    };
+                    for line in lines * row / n..lines * (row + rows) / n {
                         s.prefetch(next.wrapping_add(line * LINE));
                     }
-                    match sums.len() {
-                        1 => tile::<S, 1>(s, wide, numbers, sums),
-                        2 => tile::<S, 2>(s, wide, numbers, sums),
-                        3 => tile::<S, 3>(s, wide, numbers, sums),
-                        4 => tile::<S, 4>(s, wide, numbers, sums),
-                        5 => tile::<S, 5>(s, wide, numbers, sums),
-                        _ => tile::<S, TILE>(s, wide, numbers, sums),
-                    }
+                    row += rows;
                 }
             }
         }
@@ -233,75 +252,31 @@ fn many<S: Simd, E: Element>(
 
 /// A chunk of a panel: lines of the cache.
 #[repr(align(64))]
-struct Wide([Column<f32>; CHUNK]);
+struct Wide([[f32; ROWS]; CHUNK]);
 
-/// Adds the products of `N` rows and a chunk of a panel.
+/// Adds the products of the first `N` rows and a chunk of a panel; `N`.
 #[inline(always)]
-fn tile<S: Simd, const N: usize>(s: S, panel: &[Column<f32>], numbers: &[f32], to: &mut [[f32; ROWS]]) {
-    let rows: [&[f32]; N] = each_row(numbers, panel.len());
-    let mut sums = [[s.splat(0.0); 2]; N];
+fn tile<S: Lanes, const N: usize>(
+    s: S,
+    panel: &[[f32; ROWS]],
+    rows: &[[f32; CHUNK]],
+    to: &mut [[f32; ROWS]],
+) -> usize {
+    let (Some(rows), Some(to)) = (rows.first_chunk::<N>(), to.first_chunk_mut::<N>()) else {
+        unreachable!("a tile has as many rows as there are")
+    };
+    let mut sums = [s.splat(0.0); N];
     for i in 0..N {
-        let (halves, _) = to[i].as_chunks();
-        sums[i] = [s.load(&halves[0]), s.load(&halves[1])];
+        sums[i] = s.load(&to[i]);
     }
-    /// Columns between two looks at where the loop ends.
-    const STEP: usize = 8;
-    let (steps, rest) = panel.as_chunks::<STEP>();
-    // All of one length: known to the compiler, so that the loop checks nothing.
-    let mut numbers = [&rows[0].as_chunks::<STEP>().0[..steps.len()]; N];
-    for i in 0..N {
-        numbers[i] = &rows[i].as_chunks().0[..steps.len()];
-    }
-    for (j, columns) in steps.iter().enumerate() {
-        for c in 0..STEP {
-            let mut x = [0.0; N];
-            for i in 0..N {
-                x[i] = numbers[i][j][c];
-            }
-            add_column(s, &columns[c], x, &mut sums);
+    for (j, column) in panel.iter().enumerate().take(CHUNK) {
+        let weights = s.load(column);
+        for i in 0..N {
+            sums[i] = s.mul_add(weights, s.splat(rows[i][j]), sums[i]);
         }
     }
-    for (c, column) in rest.iter().enumerate() {
-        add_column(s, column, rows.map(|row| row[steps.len() * STEP + c]), &mut sums);
-    }
     for i in 0..N {
-        to[i] = stored(s, sums[i]);
+        s.store(sums[i], &mut to[i]);
     }
-}
-
-#[inline(always)]
-fn stored<S: Simd>(s: S, sums: [S::V; 2]) -> [f32; ROWS] {
-    let mut numbers = [0.0; ROWS];
-    for (sum, to) in sums.into_iter().zip(numbers.as_chunks_mut().0) {
-        s.store(sum, to);
-    }
-    numbers
-}
-
-/// The first `len` numbers of each of `N` rows.
-#[inline(always)]
-fn each_row<const N: usize>(numbers: &[f32], len: usize) -> [&[f32]; N] {
-    let row_len = numbers.len() / N;
-    let mut rows = [&numbers[..len]; N];
-    for i in 0..N {
-        rows[i] = &numbers[i * row_len..][..len];
-    }
-    rows
-}
-
-/// Adds the products of one column with a number of each row.
-#[inline(always)]
-fn add_column<S: Simd, E: Element, const N: usize>(
-    s: S,
-    column: &Column<E>,
-    x: [f32; N],
-    sums: &mut Sums<S, N>,
-) {
-    let (halves, _) = column.as_chunks();
-    let (a, b) = (E::load(s, &halves[0]), E::load(s, &halves[1]));
-    for i in 0..N {
-        let x = s.splat(x[i]);
-        sums[i][0] = s.mul_add(a, x, sums[i][0]);
-        sums[i][1] = s.mul_add(b, x, sums[i][1]);
-    }
+    N
 }

@@ -56,6 +56,7 @@ pub(crate) struct Context {
     pub(crate) arranged: Scratch<f32>,
     /// Activations of 8 bits.
     pub(crate) blocks: Scratch<Block>,
+    pub(crate) spare: Spare,
 }
 
 impl Context {
@@ -63,7 +64,8 @@ impl Context {
     pub(crate) fn new(isa: Isa, n_threads: usize) -> io::Result<Self> {
         let pool = Pool::new(n_threads)?;
         let (scratch, staged, arranged) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(0.0));
-        Ok(Self { isa, pool, scratch, staged, arranged, blocks: Scratch::new(Block::EMPTY) })
+        let (blocks, spare) = (Scratch::new(Block::EMPTY), Spare::default());
+        Ok(Self { isa, pool, scratch, staged, arranged, blocks, spare })
     }
 }
 
@@ -95,5 +97,39 @@ impl<T: Copy> Scratch<T> {
     fn free(&self) -> MutexGuard<'_, Vec<Vec<T>>> {
         // The list is whole between any two calls: a panic elsewhere cannot have broken it.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The memory of activations that are done with, for the next ones of their length in the same forward pass.
+///
+/// New memory comes from the system page by page, each cleared first: a quarter of a prompt's time where products are fast.
+#[derive(Debug, Default)]
+pub(crate) struct Spare(Mutex<Vec<Vec<f32>>>);
+
+impl Spare {
+    /// `len` numbers of unspecified value.
+    pub(crate) fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.free();
+        let found = free.iter().position(|numbers| numbers.len() == len);
+        match found.map(|i| free.swap_remove(i)) {
+            // So that a test finds whoever reads what it did not write.
+            Some(numbers) if cfg!(debug_assertions) => vec![f32::NAN; numbers.len()],
+            Some(numbers) => numbers,
+            None => vec![0.0; len],
+        }
+    }
+
+    pub(crate) fn give(&self, numbers: Vec<f32>) {
+        self.free().push(numbers);
+    }
+
+    /// Ends a forward pass: the next may have another number of tokens.
+    pub(crate) fn clear(&self) {
+        self.free().clear();
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        // The list is whole between any two calls: a panic elsewhere cannot have broken it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

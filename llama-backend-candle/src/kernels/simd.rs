@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::quant::x86::Vnni;
-use super::quant::{self, IntKernel};
+use super::quant::{self, RowsKernel};
 
 /// The lanes of a vector.
 pub(crate) const LANES: usize = 8;
@@ -147,13 +147,13 @@ impl Isa {
 
     /// The same for products of bytes.
     #[inline]
-    pub(crate) fn run_int<K: IntKernel>(self, kernel: K) {
+    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
         match self {
             Self::Scalar => kernel.run(quant::Scalar),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.run_int(kernel),
+            Self::Avx2(avx2) => avx2.run_rows(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni(vnni) => vnni.run_int(kernel),
+            Self::Vnni(vnni) => vnni.run_rows(kernel),
         }
     }
 }

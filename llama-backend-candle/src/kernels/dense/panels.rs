@@ -21,7 +21,8 @@ const BLOCK: usize = 44 * TILE;
 /// A tile's sums.
 type Sums<S, const N: usize> = [[<S as Simd>::V; 2]; N];
 
-/// Activations as tiles take them: chunk after chunk, of each the part of every row, filled up with zeros to whole vectors.
+/// Activations as tiles take them: chunk after chunk, of each the part of every row; the last is filled up with zeros. The rows of a
+/// chunk are a constant apart, so that a tile of any number of them has one pointer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arranged<'a> {
     numbers: &'a [f32],
@@ -40,21 +41,16 @@ impl<'a> Arranged<'a> {
         self.k
     }
 
-    /// A chunk of some rows: whole vectors.
-    pub(crate) fn rows(&self, from: usize, n: usize, chunk: usize) -> &'a [[f32; LANES]] {
-        let len = padded(self.k.min(chunk + CHUNK) - chunk);
-        let start = chunk * self.n + from * len;
-        self.numbers[start..start + n * len].as_chunks().0
+    /// The chunk from column `chunk` on of some rows.
+    pub(crate) fn rows(&self, from: usize, n: usize, chunk: usize) -> &'a [[f32; CHUNK]] {
+        let start = chunk * self.n + from * CHUNK;
+        self.numbers[start..start + n * CHUNK].as_chunks().0
     }
-}
-
-fn padded(len: usize) -> usize {
-    len.next_multiple_of(LANES)
 }
 
 /// The numbers of [`Arranged`] activations, of which there are `n` rows.
 pub(crate) fn arranged_len(n: usize, k: usize) -> usize {
-    n * padded(k)
+    n * k.next_multiple_of(CHUNK)
 }
 
 /// Copies activations `[n, k]` into `numbers`, which are [`arranged_len`] ones.
@@ -62,7 +58,7 @@ pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [
     let n = x.len() / k;
     let task = |c: usize, to: &mut [f32]| {
         let chunk = c * CHUNK..k.min((c + 1) * CHUNK);
-        for (x, to) in x.chunks_exact(k).zip(to.chunks_exact_mut(padded(chunk.len()))) {
+        for (x, to) in x.chunks_exact(k).zip(to.chunks_exact_mut(CHUNK)) {
             let (to, zeros) = to.split_at_mut(chunk.len());
             to.copy_from_slice(&x[chunk.clone()]);
             zeros.fill(0.0);
@@ -94,13 +90,13 @@ pub(super) fn many<S: Simd>(
             for first in (0..n_out).step_by(PANEL) {
                 panel.fill(s, &weights, first, n_out, &chunk);
                 let panel = &panel.0[..LANES * n_vectors];
-                for (t, rows) in rows.chunks(TILE * n_vectors).enumerate() {
+                for (t, rows) in rows.chunks(TILE).enumerate() {
                     if t < PANEL {
                         // The next panel's memory, some with each tile.
                         weights.prefetch(s, (first + PANEL + t) * x.k + chunk.start, chunk.len());
                     }
                     let place = Place { row: block + t * TILE, column: first, is_first: chunk.start == 0 };
-                    match rows.len() / n_vectors {
+                    match rows.len() {
                         1 => tile::<S, 1>(s, panel, rows, place, out),
                         2 => tile::<S, 2>(s, panel, rows, place, out),
                         3 => tile::<S, 3>(s, panel, rows, place, out),
@@ -163,7 +159,7 @@ struct Place {
 fn tile<S: Simd, const N: usize>(
     s: S,
     panel: &[[f32; PANEL]],
-    rows: &[[f32; LANES]],
+    rows: &[[f32; CHUNK]],
     place: Place,
     out: &mut Columns<'_>,
 ) {
@@ -206,18 +202,18 @@ fn tile<S: Simd, const N: usize>(
 fn lane<S: Simd, const N: usize>(
     s: S,
     panel: &[[f32; PANEL]],
-    rows: &[[f32; LANES]],
+    rows: &[[f32; CHUNK]],
     l: usize,
 ) -> Sums<S, N> {
     let n_vectors = panel.len() / LANES;
     // All of one length: known to the compiler, so that the loop checks nothing.
     let panel = &panel[l * n_vectors..][..n_vectors];
-    let mut x = [&rows[..n_vectors]; N];
+    let mut x = [&rows[0].as_chunks::<LANES>().0[..n_vectors]; N];
     for i in 0..N {
-        x[i] = &rows[i * n_vectors..][..n_vectors];
+        x[i] = &rows[i].as_chunks().0[..n_vectors];
     }
     // A lane reads some of every line of the rows. The next tile's are asked for meanwhile: an eighth of them for each lane.
-    let lines = N * n_vectors * LANES * size_of::<f32>() / LINE;
+    let lines = N * CHUNK * size_of::<f32>() / LINE;
     for line in lines * l / LANES..lines * (l + 1) / LANES {
         s.prefetch_near(rows.as_ptr().cast::<u8>().wrapping_add((lines + line) * LINE));
     }

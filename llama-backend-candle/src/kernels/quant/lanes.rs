@@ -8,7 +8,7 @@
 
 use std::fmt::Debug;
 
-use half::f16;
+use half::{bf16, f16};
 
 /// Rows of a matrix that are multiplied side by side.
 pub(crate) const ROWS: usize = 16;
@@ -57,6 +57,8 @@ pub(crate) trait Lanes: Copy + Debug {
     type I: Copy;
     /// f32.
     type F: Copy;
+    /// Rows of f32 activations of a tile: their sums and a few vectors more fill the registers.
+    const TILE: usize;
 
     /// Rows of activations that are multiplied at a time, as registers allow: up to 8.
     fn tile<E: Elements>() -> usize;
@@ -95,6 +97,7 @@ pub(crate) trait Lanes: Copy + Debug {
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; ROWS]) -> Self::F;
     fn load_f16(self, from: &[u8; 2 * ROWS]) -> Self::F;
+    fn load_bf16(self, from: &[u8; 2 * ROWS]) -> Self::F;
     fn store(self, v: Self::F, to: &mut [f32; ROWS]);
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
@@ -104,7 +107,7 @@ pub(crate) trait Lanes: Copy + Debug {
 }
 
 /// Code to be compiled for each instruction set.
-pub(crate) trait IntKernel {
+pub(crate) trait RowsKernel {
     /// Must be `#[inline(always)]`: its code takes the instruction set of the function that it is inlined into.
     fn run<S: Lanes>(self, s: S);
 }
@@ -120,6 +123,7 @@ fn each(a: [u32; ROWS], f: impl Fn(u8) -> u8) -> [u32; ROWS] {
 
 impl Lanes for Scalar {
     const DIRECT: usize = 2;
+    const TILE: usize = 6;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
 
@@ -206,6 +210,11 @@ impl Lanes for Scalar {
     fn load_f16(self, from: &[u8; 2 * ROWS]) -> Self::F {
         let (halves, _) = from.as_chunks::<2>();
         std::array::from_fn(|i| f16::from_le_bytes(halves[i]).to_f32())
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 2 * ROWS]) -> Self::F {
+        let (halves, _) = from.as_chunks::<2>();
+        std::array::from_fn(|i| bf16::from_le_bytes(halves[i]).to_f32())
     }
     #[inline(always)]
     fn store(self, v: Self::F, to: &mut [f32; ROWS]) {

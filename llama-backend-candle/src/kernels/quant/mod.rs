@@ -26,12 +26,11 @@ use llama_backend::DType;
 use memmap2::MmapMut;
 
 use self::format::Format;
-pub(crate) use self::lanes::{IntKernel, ROWS, Scalar};
+pub(crate) use self::lanes::{Lanes, ROWS, RowsKernel, Scalar};
 pub(crate) use self::product::multiply;
 use super::pool::Pool;
 use super::{Context, SERIAL_BELOW, anonymous};
 use activations::{Arranged, Block, PARTS};
-use lanes::Lanes;
 
 /// A quantised matrix, packed for the kernels.
 #[derive(Debug)]
@@ -129,7 +128,7 @@ pub(crate) fn quantize<'a>(
     let n = x.len() / k;
     let rows = n * (1 + usize::from(fine));
     let task = |chunk: usize, blocks: &mut [Block]| {
-        ctx.isa.run_int(Quantize {
+        ctx.isa.run_rows(Quantize {
             x,
             k,
             from: chunk * PARTS * activations::LEN,
@@ -162,7 +161,7 @@ struct Quantize<'a> {
     blocks: &'a mut [Block],
 }
 
-impl IntKernel for Quantize<'_> {
+impl RowsKernel for Quantize<'_> {
     #[inline(always)]
     fn run<S: Lanes>(self, _: S) {
         let Self { x, k, from, fine, parts, blocks } = self;

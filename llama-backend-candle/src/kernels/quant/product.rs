@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
-use super::lanes::{Bytes, Elements, Groups, IntKernel, Lanes, ROWS};
+use super::lanes::{Bytes, Elements, Groups, Lanes, ROWS, RowsKernel};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
@@ -31,7 +31,7 @@ pub(crate) fn multiply(
 ) {
     with_format!(
         weights.dtype,
-        |F| isa.run_int(Multiply::<F> { weights, panels, x, out, format: PhantomData }),
+        |F| isa.run_rows(Multiply::<F> { weights, panels, x, out, format: PhantomData }),
         else ()
     );
 }
@@ -47,7 +47,7 @@ struct Multiply<'a, 'b, F> {
 /// The sums of some rows of activations with the [`ROWS`] rows of a panel.
 type Sums = [[f32; ROWS]; MANY];
 
-impl<F: Format> IntKernel for Multiply<'_, '_, F> {
+impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let Self { weights, panels, x, out, .. } = self;

@@ -5,7 +5,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::lanes::{Bytes, Elements, Groups, IntKernel, Lanes, Quads, ROWS, each_group};
+use super::lanes::{Bytes, Elements, Groups, Lanes, Quads, ROWS, RowsKernel, each_group};
 use crate::kernels::simd::x86::Avx2;
 
 /// The proof that the processor has AVX-512 (F, BW, VL, DQ) with VNNI, beside all that [`Avx2`] proves.
@@ -32,9 +32,9 @@ impl Vnni {
     }
 
     #[inline]
-    pub(crate) fn run_int<K: IntKernel>(self, kernel: K) {
+    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        fn compiled<K: IntKernel>(vnni: Vnni, kernel: K) {
+        fn compiled<K: RowsKernel>(vnni: Vnni, kernel: K) {
             kernel.run(vnni);
         }
         // SAFETY: `self` exists, so the processor has the features.
@@ -44,9 +44,9 @@ impl Vnni {
 
 impl Avx2 {
     #[inline]
-    pub(crate) fn run_int<K: IntKernel>(self, kernel: K) {
+    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn compiled<K: IntKernel>(avx2: Avx2, kernel: K) {
+        fn compiled<K: RowsKernel>(avx2: Avx2, kernel: K) {
             kernel.run(avx2);
         }
         // SAFETY: `self` exists, so the processor has the features.
@@ -82,6 +82,7 @@ fn eights(all: &[f32; ROWS]) -> [&[f32; 8]; 2] {
 // through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
     const DIRECT: usize = 2;
+    const TILE: usize = 6;
     type I = [__m256i; 2];
     type F = [__m256; 2];
 
@@ -237,6 +238,18 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u8; 2 * ROWS]) -> Self::F {
+        let [a, b]: [&[u8; 16]; 2] = halves(from);
+        // SAFETY: see above the impl.
+        unsafe {
+            let widened = [
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(a.as_ptr().cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(b.as_ptr().cast())),
+            ];
+            widened.map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
     fn store(self, v: Self::F, to: &mut [f32; ROWS]) {
         let (first, second) = to.split_at_mut(8);
         // SAFETY: see above the impl; both have eight numbers.
@@ -288,6 +301,7 @@ const fn fit<E: Elements>() -> usize {
 // ones, and go through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Vnni {
     const DIRECT: usize = 8;
+    const TILE: usize = 24;
     type I = __m512i;
     type F = __m512;
 
@@ -395,6 +409,14 @@ impl Lanes for Vnni {
     fn load_f16(self, from: &[u8; 2 * ROWS]) -> __m512 {
         // SAFETY: see above the impl.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 2 * ROWS]) -> __m512 {
+        // SAFETY: see above the impl.
+        unsafe {
+            let widened = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(widened))
+        }
     }
     #[inline(always)]
     fn store(self, v: __m512, to: &mut [f32; ROWS]) {
