@@ -76,11 +76,11 @@ impl Linear {
         let weight = match ops {
             Ops::Host(ctx) if dtype.is_quantized() && used.is_fast() => {
                 let fine = used == Use::FineProducts(Computation::Fast);
-                let packed = Packed::new(&ctx.pool, dtype, [n_out, n_in], &bytes, fine)?;
+                let packed = Packed::new(ctx, dtype, [n_out, n_in], &bytes, fine)?;
                 Weight::Host(Arc::clone(ctx), Host::Packed(packed))
             }
             Ops::Host(ctx) if Halves::are(dtype) && used != Use::Rows => {
-                let halves = Halves::new(&ctx.pool, dtype, [n_out, n_in], &bytes)?;
+                let halves = Halves::new(ctx, dtype, [n_out, n_in], &bytes)?;
                 Weight::Host(Arc::clone(ctx), Host::Halves(halves))
             }
             Ops::Host(ctx) => {

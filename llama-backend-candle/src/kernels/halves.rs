@@ -15,13 +15,13 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use llama_backend::DType;
-use memmap2::MmapMut;
 
+use super::Context;
 use super::columns::Columns;
 use super::dense::{Arranged, CHUNK, chunks};
+use super::memory::Region;
 use super::quant::{Lanes, RowsKernel};
 use super::simd::{Isa, LINE};
-use super::{Pool, anonymous};
 
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = super::quant::ROWS;
@@ -61,7 +61,7 @@ impl Half for bf16 {
 pub(crate) struct Halves {
     dtype: DType,
     k: usize,
-    data: MmapMut,
+    data: Region,
 }
 
 impl Halves {
@@ -71,11 +71,11 @@ impl Halves {
     }
 
     /// Packs a matrix `[n_out, k]`: `bytes` are those of as many elements, which `Linear` checks.
-    pub(crate) fn new(pool: &Pool, dtype: DType, [n_out, k]: [usize; 2], bytes: &[u8]) -> io::Result<Self> {
+    pub(crate) fn new(ctx: &Context, dtype: DType, [n_out, k]: [usize; 2], bytes: &[u8]) -> io::Result<Self> {
         let panel = k * ROWS * size_of::<f16>();
-        let mut data = anonymous(n_out.div_ceil(ROWS).saturating_mul(panel))?;
+        let mut data = ctx.memory.take(n_out.div_ceil(ROWS).saturating_mul(panel))?;
         let rows = bytes.len() / (k * size_of::<f16>()).max(1);
-        pool.chunks(&mut data, panel.max(1), |i, panel| {
+        ctx.pool.chunks(&mut data, panel.max(1), |i, panel| {
             let first = i * ROWS * k * size_of::<f16>();
             let these = &bytes[first..][..ROWS.min(rows - i * ROWS) * k * size_of::<f16>()];
             pack(these.as_chunks().0, k, panel.as_chunks_mut().0);
@@ -177,7 +177,7 @@ fn few<S: Lanes, E: Half, const N: usize, const P: usize>(
                 for p in 0..P {
                     let column = &columns[p][j];
                     if (j * size_of::<Column>()).is_multiple_of(LINE) {
-                        s.prefetch(column.as_ptr().wrapping_add(AHEAD));
+                        s.prefetch_once(column.as_ptr().wrapping_add(AHEAD));
                     }
                     let weights = E::widen(s, column);
                     for i in 0..N {

@@ -71,15 +71,15 @@ impl Matrix {
     }
 
     fn pack(&self, ctx: &Context) -> Packed {
-        Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes, false).unwrap()
+        Packed::new(ctx, self.dtype, self.shape, &self.bytes, false).unwrap()
     }
 
     fn pack_fine(&self, ctx: &Context) -> Packed {
-        Packed::new(&ctx.pool, self.dtype, self.shape, &self.bytes, true).unwrap()
+        Packed::new(ctx, self.dtype, self.shape, &self.bytes, true).unwrap()
     }
 
     fn halves(&self, ctx: &Context) -> Halves {
-        Halves::new(&ctx.pool, self.dtype, self.shape, &self.bytes).unwrap()
+        Halves::new(ctx, self.dtype, self.shape, &self.bytes).unwrap()
     }
 
     /// `x · Wᵀ` in f64; with it, the sums of the magnitudes.

@@ -1,6 +1,6 @@
 //! The loops of the CPU path, on slices: what candle's custom operations call.
 //!
-//! The only module with `unsafe`: intrinsics, and what threads share. Nothing here knows a tensor, a checkpoint or a slot.
+//! The only module with `unsafe`: intrinsics, what threads share, and memory. Nothing here knows a tensor, a checkpoint or a slot.
 //!
 //! **A row's result does not depend on its batch**: each sum is taken in one order, which knows nothing of other rows, of how many rows
 //! are computed at a time, or of the threads. So alone, in a batch and in chunks of any size the result is the same to the bit.
@@ -20,6 +20,7 @@ pub(crate) mod halves;
 pub(crate) mod matmul;
 #[cfg(test)]
 mod matmul_tests;
+pub(crate) mod memory;
 pub(crate) mod pool;
 pub(crate) mod quant;
 pub(crate) mod rope;
@@ -28,18 +29,10 @@ pub(crate) mod simd;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use memmap2::MmapMut;
+use memory::Memory;
 pub(crate) use pool::Pool;
 use quant::activations::Block;
 pub(crate) use simd::Isa;
-
-/// Memory of zeros, in large pages where the system has them: a stream of them is read faster than one of small ones.
-fn anonymous(n_bytes: usize) -> io::Result<MmapMut> {
-    let data = MmapMut::map_anon(n_bytes)?;
-    #[cfg(target_os = "linux")]
-    let _ = data.advise(memmap2::Advice::HugePage); // a kernel without them is as good, but slower
-    Ok(data)
-}
 
 /// Work below this many multiplications is not worth waking a thread for.
 pub(crate) const SERIAL_BELOW: usize = 1 << 15;
@@ -49,6 +42,8 @@ pub(crate) const SERIAL_BELOW: usize = 1 << 15;
 pub(crate) struct Context {
     pub(crate) isa: Isa,
     pub(crate) pool: Pool,
+    /// Of packed weights.
+    pub(crate) memory: Memory,
     pub(crate) scratch: Scratch<f32>,
     /// What attention makes, head by head.
     pub(crate) staged: Scratch<f32>,
@@ -65,7 +60,7 @@ impl Context {
         let pool = Pool::new(n_threads)?;
         let (scratch, staged, arranged) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(0.0));
         let (blocks, spare) = (Scratch::new(Block::EMPTY), Spare::default());
-        Ok(Self { isa, pool, scratch, staged, arranged, blocks, spare })
+        Ok(Self { isa, pool, memory: Memory::default(), scratch, staged, arranged, blocks, spare })
     }
 }
 

@@ -102,8 +102,10 @@ pub(crate) trait Lanes: Copy + Debug {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Asks for a line of memory that will be read soon.
+    /// Asks for a line of memory that will be read soon. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
+    /// The same, of a line that will be read once: it is not to take the place of others in the second cache.
+    fn prefetch_once(self, line: *const u8);
 }
 
 /// Code to be compiled for each instruction set.
@@ -231,4 +233,6 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_once(self, _: *const u8) {}
 }

@@ -23,13 +23,12 @@ pub(crate) mod x86;
 use std::io;
 
 use llama_backend::DType;
-use memmap2::MmapMut;
 
 use self::format::Format;
 pub(crate) use self::lanes::{Lanes, ROWS, RowsKernel, Scalar};
 pub(crate) use self::product::multiply;
-use super::pool::Pool;
-use super::{Context, SERIAL_BELOW, anonymous};
+use super::memory::Region;
+use super::{Context, SERIAL_BELOW};
 use activations::{Arranged, Block, PARTS};
 
 /// A quantised matrix, packed for the kernels.
@@ -41,7 +40,7 @@ pub(crate) struct Packed {
     /// The bytes of a panel.
     panel: usize,
     /// The panels.
-    data: MmapMut,
+    data: Region,
 }
 
 /// Calls `$f` with the [`Format`] of a type; `$none` for a type that has none.
@@ -66,7 +65,7 @@ impl Packed {
     ///
     /// `bytes` are those of `n_out * k` elements of a quantised type: `Linear` checks that.
     pub(crate) fn new(
-        pool: &Pool,
+        ctx: &Context,
         dtype: DType,
         [n_out, k]: [usize; 2],
         bytes: &[u8],
@@ -74,9 +73,9 @@ impl Packed {
     ) -> io::Result<Self> {
         let panel: usize = with_format!(dtype, |F| k.div_ceil(F::LEN) * F::UNIT, else 0);
         let n_bytes = n_out.div_ceil(ROWS).saturating_mul(panel);
-        let mut data = anonymous(n_bytes)?;
+        let mut data = ctx.memory.take(n_bytes)?;
         let row = bytes.len() / n_out.max(1);
-        pool.chunks(&mut data, panel.max(1), |i, panel| {
+        ctx.pool.chunks(&mut data, panel.max(1), |i, panel| {
             let rows: [&[u8]; ROWS] = std::array::from_fn(|r| {
                 let row = (i * ROWS + r) * row..(i * ROWS + r + 1) * row;
                 bytes.get(row).unwrap_or(&[]) // past the last row

@@ -16,8 +16,12 @@ const PART: usize = super::activations::LEN;
 const MANY: usize = 64;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
 const PANELS: usize = 4;
-/// Bytes between what is multiplied and what memory is asked for.
-const AHEAD: usize = 4096;
+/// Panels at a time for [`STREAMED`] rows.
+const STREAMS: usize = 4;
+/// Rows at most that read [`STREAMS`] panels at a time: one, which may be fine.
+const STREAMED: usize = 2;
+/// Bytes between what is multiplied and what memory is asked for, in each stream.
+const AHEAD: usize = 1536;
 
 /// `out = x · weightsᵀ` for some panels, on one thread.
 ///
@@ -50,6 +54,9 @@ type Sums = [[f32; ROWS]; MANY];
 impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
+        if self.x.rows <= STREAMED {
+            return self.stream(s);
+        }
         let Self { weights, panels, x, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
@@ -79,22 +86,57 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                 }
                 for (panel, sums) in these.zip(&sums) {
                     let column = (panel - panels.start) * ROWS;
-                    if x.fine {
-                        for (i, two) in sums[..n].as_chunks::<2>().0.iter().enumerate() {
-                            let mut sum = two[0];
-                            for (sum, rest) in sum.iter_mut().zip(two[1]) {
-                                *sum += rest;
-                            }
-                            out.write(row / 2 + i, column, &sum);
-                        }
-                    } else {
-                        for (i, sums) in sums[..n].iter().enumerate() {
-                            out.write(row + i, column, sums);
-                        }
-                    }
+                    let top = row / (1 + usize::from(x.fine));
+                    each(&sums[..n], x.fine, |i, sums| out.write(top + i, column, sums));
                 }
             }
         }
+    }
+}
+
+impl<F: Format> Multiply<'_, '_, F> {
+    /// One row, which may be fine: it waits for memory, which brings several streams that are far apart faster than one.
+    #[inline(always)]
+    fn stream<S: Lanes>(mut self, s: S) {
+        let Range { start, end } = self.panels;
+        let apart = (end - start) / STREAMS;
+        for panel in start..start + apart {
+            self.panels(s, std::array::from_fn::<_, STREAMS, _>(|m| panel + m * apart));
+        }
+        for panel in start + STREAMS * apart..end {
+            self.panels(s, [panel]);
+        }
+    }
+
+    /// The sums of that row with the rows of `M` panels.
+    #[inline(always)]
+    fn panels<S: Lanes, const M: usize>(&mut self, s: S, panels: [usize; M]) {
+        let Arranged { rows: n, fine, .. } = self.x;
+        let direct = panels.map(|panel| Direct::<F>(self.weights.panel(panel), PhantomData));
+        let mut sums = [[[0.0; ROWS]; STREAMED]; M];
+        for chunk in self.x.chunks() {
+            let x = self.x.of(0..n, &chunk);
+            let sums = sums.each_mut().map(|sums| &mut sums[..n]);
+            match n {
+                1 => tile::<S, _, 1, M>(s, direct, chunk, x, sums),
+                _ => tile::<S, _, STREAMED, M>(s, direct, chunk, x, sums),
+            }
+        }
+        for (panel, sums) in panels.into_iter().zip(&sums) {
+            let column = (panel - self.panels.start) * ROWS;
+            each(&sums[..n], fine, |i, sums| self.out.write(i, column, sums));
+        }
+    }
+}
+
+/// Calls `write` with the sums of each row of activations, of which `fine` ones are two.
+#[inline(always)]
+fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; ROWS])) {
+    if !fine {
+        return sums.iter().enumerate().for_each(|(i, sums)| write(i, sums));
+    }
+    for (i, [first, rest]) in sums.as_chunks().0.iter().enumerate() {
+        write(i, &std::array::from_fn(|r| first[r] + rest[r]));
     }
 }
 
@@ -145,7 +187,7 @@ impl<S: Lanes, F: Format> Panel<S> for Direct<'_, F> {
         let bytes = F::UNIT / (F::LEN / PART);
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + AHEAD);
         for line in (0..bytes).step_by(64) {
-            s.prefetch(ahead.wrapping_add(line));
+            s.prefetch_once(ahead.wrapping_add(line));
         }
     }
 }
@@ -230,75 +272,82 @@ fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut
 fn rows<S: Lanes, P: Panel<S>>(s: S, panel: P, parts: Range<usize>, x: &[Block], sums: &mut [[f32; ROWS]]) {
     let tile_rows = S::tile::<P::Format>();
     for (x, sums) in x.chunks(tile_rows * parts.len()).zip(sums.chunks_mut(tile_rows)) {
-        let parts = parts.clone();
-        match sums.len() {
-            8 if tile_rows >= 8 => tile::<S, P, 8>(s, panel, parts, x, sums),
-            7 if tile_rows >= 7 => tile::<S, P, 7>(s, panel, parts, x, sums),
-            6 if tile_rows >= 6 => tile::<S, P, 6>(s, panel, parts, x, sums),
-            5 if tile_rows >= 5 => tile::<S, P, 5>(s, panel, parts, x, sums),
-            4 => tile::<S, P, 4>(s, panel, parts, x, sums),
-            3 => tile::<S, P, 3>(s, panel, parts, x, sums),
-            2 => tile::<S, P, 2>(s, panel, parts, x, sums),
-            1 => tile::<S, P, 1>(s, panel, parts, x, sums),
+        let (parts, panel, sums) = (parts.clone(), [panel], [sums]);
+        match sums[0].len() {
+            8 if tile_rows >= 8 => tile::<S, P, 8, 1>(s, panel, parts, x, sums),
+            7 if tile_rows >= 7 => tile::<S, P, 7, 1>(s, panel, parts, x, sums),
+            6 if tile_rows >= 6 => tile::<S, P, 6, 1>(s, panel, parts, x, sums),
+            5 if tile_rows >= 5 => tile::<S, P, 5, 1>(s, panel, parts, x, sums),
+            4 => tile::<S, P, 4, 1>(s, panel, parts, x, sums),
+            3 => tile::<S, P, 3, 1>(s, panel, parts, x, sums),
+            2 => tile::<S, P, 2, 1>(s, panel, parts, x, sums),
+            1 => tile::<S, P, 1, 1>(s, panel, parts, x, sums),
             _ => unreachable!("a chunk has from one to `tile_rows` rows, of which there are at most eight"),
         }
     }
 }
 
-/// Adds the products of some parts for `N` rows of `x`, one part after the other.
+/// Adds the products of some parts of `M` panels for `N` rows of `x`, one part after the other.
 #[inline(always)]
-fn tile<S: Lanes, P: Panel<S>, const N: usize>(
+fn tile<S: Lanes, P: Panel<S>, const N: usize, const M: usize>(
     s: S,
-    panel: P,
+    panels: [P; M],
     parts: Range<usize>,
     x: &[Block],
-    sums: &mut [[f32; ROWS]],
+    sums: [&mut [[f32; ROWS]]; M],
 ) {
     let n = parts.len();
     let mut rows: [&[Block]; N] = [&[]; N];
     for i in 0..N {
         rows[i] = &x[i * n..][..n];
     }
-    let mut added = [s.splat(0.0); N];
-    for i in 0..N {
-        added[i] = s.load(&sums[i]);
+    let mut added = [[s.splat(0.0); N]; M];
+    for m in 0..M {
+        for i in 0..N {
+            added[m][i] = s.load(&sums[m][i]);
+        }
     }
     for (p, part) in parts.enumerate() {
-        panel.prefetch(s, part);
         let mut quads = [&rows[0][p].q; N];
         for i in 0..N {
             quads[i] = &rows[i][p].q;
         }
-        let Scales { scale, minimum } = panel.scales(s, part);
-        let groups = PartOf { panel, part };
-        if P::Format::BY_16 {
-            let first = s.dots::<_, N, 0, 4>(groups, quads);
-            let second = s.dots::<_, N, 4, 8>(groups, quads);
-            for i in 0..N {
-                let x = &rows[i][p];
-                let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
-                let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
-                let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
-                added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
-                if P::Format::MINIMUM {
-                    added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
-                    added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
+        for m in 0..M {
+            let (panel, added) = (panels[m], &mut added[m]);
+            panel.prefetch(s, part);
+            let Scales { scale, minimum } = panel.scales(s, part);
+            let groups = PartOf { panel, part };
+            if P::Format::BY_16 {
+                let first = s.dots::<_, N, 0, 4>(groups, quads);
+                let second = s.dots::<_, N, 4, 8>(groups, quads);
+                for i in 0..N {
+                    let x = &rows[i][p];
+                    let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
+                    let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
+                    let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
+                    added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
+                    if P::Format::MINIMUM {
+                        added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
+                        added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
+                    }
                 }
-            }
-        } else {
-            let dots = s.dots::<_, N, 0, 8>(groups, quads);
-            for i in 0..N {
-                let x = &rows[i][p];
-                let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
-                added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
-                if P::Format::MINIMUM {
-                    added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
+            } else {
+                let dots = s.dots::<_, N, 0, 8>(groups, quads);
+                for i in 0..N {
+                    let x = &rows[i][p];
+                    let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
+                    added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
+                    if P::Format::MINIMUM {
+                        added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
+                    }
                 }
             }
         }
     }
-    for (sums, added) in sums.iter_mut().zip(added) {
-        s.store(added, sums);
+    for m in 0..M {
+        for i in 0..N {
+            s.store(added[m][i], &mut sums[m][i]);
+        }
     }
 }
 

@@ -273,6 +273,11 @@ impl Lanes for Avx2 {
         // SAFETY: see above the impl; a prefetch of any address is no access.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_once(self, line: *const u8) {
+        // SAFETY: see above the impl; a prefetch of any address is no access.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) }
+    }
 }
 
 /// The same, a sum of one of `N` rows, of which the compiler knows nothing: sums are taken as they are written, group by group. Left free, it
@@ -437,5 +442,10 @@ impl Lanes for Vnni {
     fn prefetch(self, line: *const u8) {
         // SAFETY: see above the impl; a prefetch of any address is no access.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_once(self, line: *const u8) {
+        // SAFETY: see above the impl; a prefetch of any address is no access.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) }
     }
 }
