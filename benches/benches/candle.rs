@@ -27,7 +27,7 @@ fn workloads(c: &mut Criterion) {
     group.sample_size(20);
     group.throughput(Throughput::Bytes(decode_bytes() as u64));
     group.bench_function("1 token", |b| b.iter(|| forward.decode().unwrap()));
-    let bandwidth = Bandwidth::new(n_threads);
+    let bandwidth = Bandwidth::new(n_threads).unwrap();
     group.throughput(Throughput::Bytes(bandwidth.bytes() as u64));
     group.bench_function("read 1 GiB, the best kernel", |b| {
         b.iter_custom(|n| (0..n).map(|_| bandwidth.read()).sum());

@@ -1,49 +1,72 @@
 //! How fast this machine reads memory: what decode, which reads every weight once a token, is measured against.
 //!
-//! The best of several kernels of 32-byte loads over 1 GiB, which no cache holds: one stream a thread or four, with and without
-//! prefetch, since processors differ in what they like.
+//! The best of several kernels of 32-byte loads over a gibibyte, which no cache holds, in large pages where the system has them: one
+//! stream a thread or four, without prefetch, and with prefetch into the nearest cache or past the others, since processors differ in
+//! what they like.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-/// A gibibyte, in steps of four 32-byte loads (two lines of cache).
-const STEPS: usize = (1 << 30) / size_of::<Step>();
+use memmap2::MmapMut;
+
+/// A gibibyte and a little, in steps of four 32-byte loads (two lines of cache): streams that are a power of two apart get in each
+/// other's way.
+const STEPS: usize = ((1 << 30) + (1 << 20)) / STEP + 44;
+const STEP: usize = size_of::<Step>();
 
 type Step = [[u64; 4]; 4];
 
 /// Memory to read, and the threads to read it.
 #[derive(Debug)]
 pub struct Bandwidth {
-    memory: Vec<Step>,
+    memory: MmapMut,
     n_threads: usize,
 }
 
 impl Bandwidth {
     /// Takes a gibibyte and touches all of it.
-    #[must_use]
-    pub fn new(n_threads: usize) -> Self {
-        let memory = (0..STEPS as u64).map(|i| [[i; 4]; 4]).collect();
-        Self { memory, n_threads }
+    ///
+    /// # Errors
+    ///
+    /// There is no such memory.
+    pub fn new(n_threads: usize) -> io::Result<Self> {
+        let mut memory = MmapMut::map_anon(STEPS * STEP)?;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage); // a kernel without them reads as well, but slower
+        for (i, step) in bytemuck::cast_slice_mut::<u8, Step>(&mut memory).iter_mut().enumerate() {
+            *step = [[i as u64; 4]; 4];
+        }
+        Ok(Self { memory, n_threads })
     }
 
     /// The bytes that a reading reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(self.memory.as_slice())
+        self.memory.len()
     }
 
     /// Reads everything with each kernel; the shortest time.
     #[must_use]
     pub fn read(&self) -> Duration {
-        let kernels = [sum::<1, false>, sum::<1, true>, sum::<4, false>, sum::<4, true>];
+        let kernels = [
+            sum::<1, 0, true>,
+            sum::<1, 32, true>,
+            sum::<1, 64, false>,
+            sum::<4, 0, true>,
+            sum::<4, 16, true>,
+            sum::<4, 8, false>,
+            sum::<4, 16, false>,
+        ];
         let times = kernels.map(|kernel| self.time(kernel));
-        times.into_iter().min().unwrap_or_default() // there are four
+        times.into_iter().min().unwrap_or_default() // there are seven
     }
 
     fn time(&self, kernel: fn(&[Step]) -> u64) -> Duration {
-        let part = self.memory.len().div_ceil(self.n_threads);
+        let steps: &[Step] = bytemuck::cast_slice(&self.memory);
+        let part = steps.len().div_ceil(self.n_threads);
         let start = Instant::now();
         std::thread::scope(|scope| {
-            for part in self.memory.chunks(part) {
+            for part in steps.chunks(part) {
                 scope.spawn(move || std::hint::black_box(kernel(part)));
             }
         });
@@ -51,34 +74,34 @@ impl Bandwidth {
     }
 }
 
-/// The sum of all words, read in `STREAMS` places at once.
-fn sum<const STREAMS: usize, const PREFETCH: bool>(memory: &[Step]) -> u64 {
+/// The sum of all words, read in `STREAMS` places at once, and asked for so many steps `AHEAD`, or not at all: into the nearest cache and
+/// all others (`KEPT`), or past those that need not keep it.
+fn sum<const STREAMS: usize, const AHEAD: usize, const KEPT: bool>(memory: &[Step]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
         #[allow(unsafe_code)]
-        return unsafe { sum_avx2::<STREAMS, PREFETCH>(memory) };
+        return unsafe { sum_avx2::<STREAMS, AHEAD, KEPT>(memory) };
     }
-    sum_steps::<STREAMS, PREFETCH>(memory)
+    sum_steps::<STREAMS, AHEAD, KEPT>(memory)
 }
 
 /// Compiled for 32-byte vectors: an ordinary build has those of 16 bytes.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sum_avx2<const STREAMS: usize, const PREFETCH: bool>(memory: &[Step]) -> u64 {
-    sum_steps::<STREAMS, PREFETCH>(memory)
+fn sum_avx2<const STREAMS: usize, const AHEAD: usize, const KEPT: bool>(memory: &[Step]) -> u64 {
+    sum_steps::<STREAMS, AHEAD, KEPT>(memory)
 }
 
 #[inline(always)]
-fn sum_steps<const STREAMS: usize, const PREFETCH: bool>(memory: &[Step]) -> u64 {
-    const AHEAD: usize = 16; // steps: 2 KiB
+fn sum_steps<const STREAMS: usize, const AHEAD: usize, const KEPT: bool>(memory: &[Step]) -> u64 {
     let len = memory.len() / STREAMS;
     let streams: [&[Step]; STREAMS] = std::array::from_fn(|s| &memory[s * len..(s + 1) * len]);
     let mut sums = [[0u64; 4]; 4];
     for i in 0..len {
         for stream in streams {
-            if PREFETCH {
-                prefetch(stream, i + AHEAD);
+            if AHEAD > 0 {
+                prefetch::<KEPT>(stream, i + AHEAD);
             }
             for (sum, words) in sums.iter_mut().zip(&stream[i]) {
                 for (sum, word) in sum.iter_mut().zip(words) {
@@ -92,16 +115,21 @@ fn sum_steps<const STREAMS: usize, const PREFETCH: bool>(memory: &[Step]) -> u64
 
 #[inline(always)]
 #[allow(unused_variables)]
-fn prefetch(stream: &[Step], i: usize) {
+fn prefetch<const KEPT: bool>(stream: &[Step], i: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(step) = stream.get(i) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _mm_prefetch};
         let line: *const i8 = std::ptr::from_ref(step).cast();
-        // SAFETY: a prefetch reads nothing, and both lines lie within the step.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(line);
-            _mm_prefetch::<_MM_HINT_T0>(line.add(64));
+        for line in [line, line.wrapping_add(64)] {
+            // SAFETY: a prefetch reads nothing.
+            #[allow(unsafe_code)]
+            unsafe {
+                if KEPT {
+                    _mm_prefetch::<_MM_HINT_T0>(line);
+                } else {
+                    _mm_prefetch::<_MM_HINT_NTA>(line);
+                }
+            }
         }
     }
 }

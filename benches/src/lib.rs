@@ -17,6 +17,9 @@
 //!   lets expect of other links and models.
 //! - `cargo run --release -p benches --features onnx --bin record_onnx` does the same for ONNX Runtime, into `onnx.csv`.
 
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
 pub mod bandwidth;
 pub mod compare;
 pub mod engine;
@@ -41,3 +44,15 @@ pub mod workload;
 
 /// Whatever stops a benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a program ends: what stopped it is told as a sentence.
+pub fn end(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where nobody listens, the exit status still tells.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -40,7 +40,7 @@ impl Marks {
         let weights = weights();
         let products = Products::new(&weights)?;
         let mut forward = Forward::new(&CandleBackend::default(), weights, n_threads)?;
-        let bandwidth = Bandwidth::new(n_threads);
+        let bandwidth = Bandwidth::new(n_threads)?;
         let mut marks = Self { n_threads, read_bytes: bandwidth.bytes(), ..Self::default() };
         for round in 0..=rounds {
             let products = time(|| products.run())?;

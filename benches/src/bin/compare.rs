@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitCode};
 
 use benches::compare::{Gate, Program, Question, append, gate, markdown, rounds};
 use benches::random_model::{FileType, RandomModel, Shape};
@@ -85,8 +85,11 @@ impl Drop for Busy {
     }
 }
 
-fn main() -> Result<(), Error> {
-    let flags = Flags::parse();
+fn main() -> ExitCode {
+    benches::end(run(Flags::parse()))
+}
+
+fn run(flags: Flags) -> Result<(), Error> {
     if flags.spin {
         loop {
             std::hint::spin_loop(); // until this process is killed

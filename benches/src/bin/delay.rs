@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,8 +53,12 @@ enum Command {
     },
 }
 
-fn main() -> Result<(), Error> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    benches::end(run(Command::parse()))
+}
+
+fn run(command: Command) -> Result<(), Error> {
+    match command {
         Command::Relay { a, b, us } => {
             let open = |path| File::options().read(true).write(true).open(path);
             let (a, b) = (open(a)?, open(b)?);

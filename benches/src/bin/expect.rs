@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use benches::Error;
 use benches::network::{self, Link, Step};
@@ -37,8 +38,11 @@ const MEMORIES: [f64; 3] = [60.0, 200.0, 400.0];
 /// The tokens of a prompt that is one step.
 const PROMPT: usize = 512;
 
-fn main() -> Result<(), Error> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    benches::end(run(Args::parse()))
+}
+
+fn run(args: Args) -> Result<(), Error> {
     let steps = network::steps(&fs::read_to_string(&args.record)?)?;
     let mut text = String::new();
     measured(&steps, &mut text)?;

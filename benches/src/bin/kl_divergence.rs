@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use benches::engine::{self, Choices, Computation};
 use benches::kl::{Divergence, InF32, load, logits, read_logits};
@@ -46,8 +47,11 @@ fn named(argument: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), path.into()))
 }
 
-fn main() -> Result<(), Error> {
-    let flags = Flags::parse();
+fn main() -> ExitCode {
+    benches::end(run(Flags::parse()))
+}
+
+fn run(flags: Flags) -> Result<(), Error> {
     if flags.window == 0 {
         return Err("--window is at least 1".into());
     }

@@ -12,16 +12,7 @@ use benches::{Error, engine};
 use clap::Parser;
 
 fn main() -> ExitCode {
-    match run(&Flags::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            #[allow(clippy::print_stderr, reason = "this program's output")]
-            {
-                eprintln!("llama-bench: {error}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+    benches::end(run(&Flags::parse()))
 }
 
 fn run(flags: &Flags) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use benches::Error;
 use benches::plot::{ratios, svg};
@@ -25,8 +26,11 @@ struct Flags {
     model: String,
 }
 
-fn main() -> Result<(), Error> {
-    let flags = Flags::parse();
+fn main() -> ExitCode {
+    benches::end(run(Flags::parse()))
+}
+
+fn run(flags: Flags) -> Result<(), Error> {
     let mut ratios = ratios(&fs::read_to_string(flags.record)?, &flags.ours, &flags.theirs)?;
     ratios.retain(|ratio| ratio.model.starts_with(&flags.model));
     let title = format!("Tokens a second: {} over {}", flags.ours, flags.theirs);

@@ -67,14 +67,7 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match measure(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::end(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> Result<(), Error> {

@@ -1,11 +1,16 @@
 //! Measures the candle backend's marks and appends the rounds to `benches/record/candle.csv`.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use benches::marks::Marks;
 use benches::{Error, record};
 
-fn main() -> Result<(), Error> {
+fn main() -> ExitCode {
+    benches::end(run())
+}
+
+fn run() -> Result<(), Error> {
     let marks = Marks::measure(9)?;
     #[allow(clippy::print_stdout, reason = "this program's output")]
     {

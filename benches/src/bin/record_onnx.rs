@@ -2,11 +2,16 @@
 //! 10 GB of memory. `record_onnx prefill`, `decode`, `batch` or `blocks`: one of the four, in a minute or two.
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use benches::{Error, onnx, record};
 
-fn main() -> Result<(), Error> {
+fn main() -> ExitCode {
+    benches::end(run())
+}
+
+fn run() -> Result<(), Error> {
     const THREADS: usize = 2;
     let name = std::env::args().nth(1).unwrap_or_default();
     let parts = onnx::Part::ALL;

@@ -3,11 +3,16 @@
 #![allow(clippy::print_stdout, reason = "this program's output")]
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use benches::tch_marks::TchMarks;
 use benches::{Error, record, tch_ops};
 
-fn main() -> Result<(), Error> {
+fn main() -> ExitCode {
+    benches::end(run())
+}
+
+fn run() -> Result<(), Error> {
     let n_threads = std::thread::available_parallelism()?.get();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("record");
     let packages = ["tch", "candle-core"].map(record::locked);

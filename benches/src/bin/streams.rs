@@ -28,14 +28,7 @@ struct Args {
 const ROWS: usize = 8;
 
 fn main() -> ExitCode {
-    let measured = measure(&Args::parse());
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    benches::end(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> Result<(), Error> {

@@ -119,7 +119,7 @@ pub fn measure(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan) -> Result<V
 }
 
 fn session(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan, threads: usize) -> Result<Session, Error> {
-    let before = bandwidth(threads);
+    let before = bandwidth(threads)?;
     forget_peak();
     let start = Instant::now();
     let checkpoint = checkpoint::open(path)?;
@@ -144,7 +144,7 @@ fn session(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan, threads: usize)
         load,
         memory,
         planned,
-        bandwidth: before.max(bandwidth(threads)),
+        bandwidth: before.max(bandwidth(threads)?),
         fma: fma::peak(threads),
         tests,
     })
@@ -168,11 +168,11 @@ fn params(plan: &Plan, threads: usize) -> LoadParams {
 }
 
 /// The best of a few readings: they last hundredths of a second, in which a machine that is shared may be anywhere.
-fn bandwidth(threads: usize) -> f64 {
+fn bandwidth(threads: usize) -> Result<f64, Error> {
     const READINGS: usize = 3;
-    let memory = Bandwidth::new(threads);
+    let memory = Bandwidth::new(threads)?;
     let best = (0..READINGS).map(|_| memory.read()).min().unwrap_or(Duration::MAX); // there are three
-    memory.bytes() as f64 / best.as_secs_f64()
+    Ok(memory.bytes() as f64 / best.as_secs_f64())
 }
 
 /// As many tokens as any test feeds to a slot.

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::quant::x86::Vnni;
-use super::quant::{self, RowsKernel};
+use super::quant::{self, Lanes, RowsKernel};
 
 /// The lanes of a vector.
 pub(crate) const LANES: usize = 8;
@@ -23,6 +23,11 @@ pub(crate) const LINE: usize = 64;
 pub(crate) trait Simd: Copy + Debug {
     /// [`LANES`] numbers.
     type V: Copy;
+
+    /// Runs a kernel as a function of its own, compiled for this instruction set.
+    ///
+    /// For a part of another kernel as well: what is all inlined into one function takes the compiler many times as long.
+    fn call<K: Kernel>(self, kernel: K) -> K::Out;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
@@ -104,7 +109,7 @@ pub(crate) enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
-    /// AVX-512 with VNNI for products of bytes; for f32, AVX2, which does as much a cycle where both were measured.
+    /// AVX-512 with VNNI for products of bytes and of half precision; for f32, AVX2.
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
 }
@@ -137,11 +142,11 @@ impl Isa {
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
-            Self::Scalar => kernel.run(Scalar),
+            Self::Scalar => Scalar.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.run(kernel),
+            Self::Avx2(avx2) => avx2.call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni(vnni) => vnni.avx2().run(kernel),
+            Self::Vnni(vnni) => vnni.avx2().call(kernel),
         }
     }
 
@@ -149,11 +154,11 @@ impl Isa {
     #[inline]
     pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
         match self {
-            Self::Scalar => kernel.run(quant::Scalar),
+            Self::Scalar => quant::Scalar.call_rows(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.run_rows(kernel),
+            Self::Avx2(avx2) => avx2.call_rows(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni(vnni) => vnni.run_rows(kernel),
+            Self::Vnni(vnni) => vnni.call_rows(kernel),
         }
     }
 }
@@ -165,6 +170,10 @@ pub(crate) struct Scalar;
 impl Simd for Scalar {
     type V = [f32; LANES];
 
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; LANES]
@@ -246,16 +255,6 @@ pub(crate) mod x86 {
                 && is_x86_feature_detected!("f16c"))
             .then_some(Self(()))
         }
-
-        #[inline]
-        pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn compiled<K: Kernel>(avx2: Avx2, kernel: K) -> K::Out {
-                kernel.run(avx2)
-            }
-            // SAFETY: `self` exists, so the processor has the three features.
-            unsafe { compiled(self, kernel) }
-        }
     }
 
     // SAFETY, for every block below: `self` exists, so the processor has AVX2, FMA and F16C; loads and stores are unaligned
@@ -263,6 +262,16 @@ pub(crate) mod x86 {
     impl Simd for Avx2 {
         type V = __m256;
 
+        #[inline]
+        fn call<K: Kernel>(self, kernel: K) -> K::Out {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[inline(never)]
+            fn compiled<K: Kernel>(avx2: Avx2, kernel: K) -> K::Out {
+                kernel.run(avx2)
+            }
+            // SAFETY: `self` exists, so the processor has the three features.
+            unsafe { compiled(self, kernel) }
+        }
         #[inline(always)]
         fn splat(self, x: f32) -> Self::V {
             // SAFETY: see above the impl.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{CHUNK, Source, chunks, load};
 use crate::kernels::columns::Columns;
-use crate::kernels::simd::{LANES, LINE, Simd};
+use crate::kernels::simd::{Kernel, LANES, LINE, Simd};
 use crate::kernels::{Context, SERIAL_BELOW};
 
 /// Weight rows of a panel.
@@ -97,12 +97,12 @@ pub(super) fn many<S: Simd>(
                     }
                     let place = Place { row: block + t * TILE, column: first, is_first: chunk.start == 0 };
                     match rows.len() {
-                        1 => tile::<S, 1>(s, panel, rows, place, out),
-                        2 => tile::<S, 2>(s, panel, rows, place, out),
-                        3 => tile::<S, 3>(s, panel, rows, place, out),
-                        4 => tile::<S, 4>(s, panel, rows, place, out),
-                        5 => tile::<S, 5>(s, panel, rows, place, out),
-                        _ => tile::<S, TILE>(s, panel, rows, place, out),
+                        1 => s.call(Tile::<1> { panel, rows, place, out }),
+                        2 => s.call(Tile::<2> { panel, rows, place, out }),
+                        3 => s.call(Tile::<3> { panel, rows, place, out }),
+                        4 => s.call(Tile::<4> { panel, rows, place, out }),
+                        5 => s.call(Tile::<5> { panel, rows, place, out }),
+                        _ => s.call(Tile::<TILE> { panel, rows, place, out }),
                     }
                 }
             }
@@ -155,43 +155,49 @@ struct Place {
 }
 
 /// `N` rows times a panel.
-#[inline(always)]
-fn tile<S: Simd, const N: usize>(
-    s: S,
-    panel: &[[f32; PANEL]],
-    rows: &[[f32; CHUNK]],
+struct Tile<'a, 'b, 'c, const N: usize> {
+    panel: &'a [[f32; PANEL]],
+    rows: &'a [[f32; CHUNK]],
     place: Place,
-    out: &mut Columns<'_>,
-) {
-    for i in 0..N {
-        // Rows of the result lie far apart: asked for now, they are there when the sums are.
-        let row = out.row(place.row + i, place.column, PANEL);
-        s.prefetch_near(row.as_ptr().cast());
-        s.prefetch_near(row.as_ptr().wrapping_add(PANEL - 1).cast());
-    }
-    let even = {
-        let left = add(s, lane::<S, N>(s, panel, rows, 0), lane(s, panel, rows, 4));
-        add(s, left, add(s, lane(s, panel, rows, 2), lane(s, panel, rows, 6)))
-    };
-    let odd = {
-        let left = add(s, lane::<S, N>(s, panel, rows, 1), lane(s, panel, rows, 5));
-        add(s, left, add(s, lane(s, panel, rows, 3), lane(s, panel, rows, 7)))
-    };
-    let sums = add(s, even, odd);
-    for i in 0..N {
-        let to = out.row(place.row + i, place.column, PANEL);
-        match to.as_chunks_mut::<LANES>() {
-            ([a, b], []) => {
-                finish(s, sums[i][0], place.is_first, a);
-                finish(s, sums[i][1], place.is_first, b);
-            }
-            _ => {
-                // The last columns, fewer than a panel's.
-                let mut whole = [[0.0; LANES]; 2];
-                whole.as_flattened_mut()[..to.len()].copy_from_slice(to);
-                finish(s, sums[i][0], place.is_first, &mut whole[0]);
-                finish(s, sums[i][1], place.is_first, &mut whole[1]);
-                to.copy_from_slice(&whole.as_flattened()[..to.len()]);
+    out: &'b mut Columns<'c>,
+}
+
+impl<const N: usize> Kernel for Tile<'_, '_, '_, N> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { panel, rows, place, out } = self;
+        for i in 0..N {
+            // Rows of the result lie far apart: asked for now, they are there when the sums are.
+            let row = out.row(place.row + i, place.column, PANEL);
+            s.prefetch_near(row.as_ptr().cast());
+            s.prefetch_near(row.as_ptr().wrapping_add(PANEL - 1).cast());
+        }
+        let even = {
+            let left = add(s, lane::<S, N>(s, panel, rows, 0), lane(s, panel, rows, 4));
+            add(s, left, add(s, lane(s, panel, rows, 2), lane(s, panel, rows, 6)))
+        };
+        let odd = {
+            let left = add(s, lane::<S, N>(s, panel, rows, 1), lane(s, panel, rows, 5));
+            add(s, left, add(s, lane(s, panel, rows, 3), lane(s, panel, rows, 7)))
+        };
+        let sums = add(s, even, odd);
+        for i in 0..N {
+            let to = out.row(place.row + i, place.column, PANEL);
+            match to.as_chunks_mut::<LANES>() {
+                ([a, b], []) => {
+                    finish(s, sums[i][0], place.is_first, a);
+                    finish(s, sums[i][1], place.is_first, b);
+                }
+                _ => {
+                    // The last columns, fewer than a panel's.
+                    let mut whole = [[0.0; LANES]; 2];
+                    whole.as_flattened_mut()[..to.len()].copy_from_slice(to);
+                    finish(s, sums[i][0], place.is_first, &mut whole[0]);
+                    finish(s, sums[i][1], place.is_first, &mut whole[1]);
+                    to.copy_from_slice(&whole.as_flattened()[..to.len()]);
+                }
             }
         }
     }

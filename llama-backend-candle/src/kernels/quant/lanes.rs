@@ -53,6 +53,10 @@ pub(crate) use each_group;
 pub(crate) trait Lanes: Copy + Debug {
     /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays.
     const DIRECT: usize;
+    /// Whether one row is multiplied faster than memory brings weights.
+    const WAITS: bool;
+    /// Rows of bytes of a tile, as registers allow: up to 8.
+    const TILE_OF_BYTES: usize;
     /// Bytes, or 32-bit integers.
     type I: Copy;
     /// f32.
@@ -60,12 +64,15 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Rows of f32 activations of a tile: their sums and a few vectors more fill the registers.
     const TILE: usize;
 
-    /// Rows of activations that are multiplied at a time, as registers allow: up to 8.
-    fn tile<E: Elements>() -> usize;
     /// What the elements that [`dots`](Self::dots) multiplies are too large by.
     fn offset<E: Elements>() -> Option<f32> {
         E::OFFSET
     }
+
+    /// Runs a kernel as a function of its own, compiled for this instruction set.
+    ///
+    /// For a part of another kernel as well: what is all inlined into one function takes the compiler many times as long.
+    fn call_rows<K: RowsKernel>(self, kernel: K);
 
     /// The bytes as they are stored.
     fn bytes(self, from: &Bytes) -> Self::I;
@@ -123,15 +130,30 @@ fn each(a: [u32; ROWS], f: impl Fn(u8) -> u8) -> [u32; ROWS] {
     a.map(|lane| u32::from_le_bytes(lane.to_le_bytes().map(&f)))
 }
 
+/// Adds the products of four elements of each row.
+#[inline(never)] // there are few of them, for all types of weights
+fn add_products<const N: usize>(signed: bool, w: [u32; ROWS], x: [[i8; 4]; N], sums: &mut [[u32; ROWS]; N]) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        for (sum, w) in sums.iter_mut().zip(w) {
+            for (w, x) in w.to_le_bytes().into_iter().zip(x) {
+                let w = if signed { i32::from(w as i8) } else { i32::from(w) };
+                *sum = sum.wrapping_add((w * i32::from(x)) as u32);
+            }
+        }
+    }
+}
+
 impl Lanes for Scalar {
     const DIRECT: usize = 2;
+    const WAITS: bool = false;
+    const TILE_OF_BYTES: usize = 4;
     const TILE: usize = 6;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
 
-    #[inline(always)]
-    fn tile<E: Elements>() -> usize {
-        4
+    #[inline(never)]
+    fn call_rows<K: RowsKernel>(self, kernel: K) {
+        kernel.run(self);
     }
     #[inline(always)]
     fn bytes(self, from: &Bytes) -> Self::I {
@@ -184,17 +206,9 @@ impl Lanes for Scalar {
     ) -> [Self::I; N] {
         let mut sums = [[0; ROWS]; N];
         for g in FROM..TO {
-            let w = w.group(self, g).map(u32::to_le_bytes);
-            for (sums, x) in sums.iter_mut().zip(x) {
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    for (w, x) in w.into_iter().zip(x[g]) {
-                        let w = if W::Elements::SIGNED { i32::from(w as i8) } else { i32::from(w) };
-                        *sum += w * i32::from(x);
-                    }
-                }
-            }
+            add_products(W::Elements::SIGNED, w.group(self, g), x.map(|x| x[g]), &mut sums);
         }
-        sums.map(|sums| sums.map(|sum| sum as u32))
+        sums
     }
     #[inline(always)]
     fn float(self, a: Self::I) -> Self::F {

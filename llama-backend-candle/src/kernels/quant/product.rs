@@ -63,7 +63,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
-            let at_once = if n <= S::DIRECT { 1 } else { PANELS };
+            let at_once = if S::DIRECT > STREAMED && n <= S::DIRECT { 1 } else { PANELS };
             for first in panels.clone().step_by(at_once) {
                 let these = first..panels.end.min(first + at_once);
                 for sums in &mut sums[..at_once] {
@@ -74,7 +74,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                     for (panel, sums) in these.clone().zip(&mut sums) {
                         let panel = Direct::<F>(weights.panel(panel), PhantomData);
                         let sums = &mut sums[..n];
-                        if n <= S::DIRECT {
+                        // A constant first: what an instruction set never does is not compiled for it.
+                        if const { S::DIRECT > STREAMED } && n <= S::DIRECT {
                             rows(s, panel, chunk.clone(), x, sums);
                         } else {
                             for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
@@ -98,12 +99,15 @@ impl<F: Format> Multiply<'_, '_, F> {
     /// One row, which may be fine: it waits for memory, which brings several streams that are far apart faster than one.
     #[inline(always)]
     fn stream<S: Lanes>(mut self, s: S) {
-        let Range { start, end } = self.panels;
-        let apart = (end - start) / STREAMS;
-        for panel in start..start + apart {
-            self.panels(s, std::array::from_fn::<_, STREAMS, _>(|m| panel + m * apart));
+        let Range { mut start, end } = self.panels;
+        if const { S::WAITS } {
+            let apart = (end - start) / STREAMS;
+            for panel in start..start + apart {
+                self.panels(s, std::array::from_fn::<_, STREAMS, _>(|m| panel + m * apart));
+            }
+            start += STREAMS * apart;
         }
-        for panel in start + STREAMS * apart..end {
+        for panel in start..end {
             self.panels(s, [panel]);
         }
     }
@@ -118,8 +122,8 @@ impl<F: Format> Multiply<'_, '_, F> {
             let x = self.x.of(0..n, &chunk);
             let sums = sums.each_mut().map(|sums| &mut sums[..n]);
             match n {
-                1 => tile::<S, _, 1, M>(s, direct, chunk, x, sums),
-                _ => tile::<S, _, STREAMED, M>(s, direct, chunk, x, sums),
+                1 => s.call_rows(Tile::<_, 1, M> { panels: direct, parts: chunk, x, sums }),
+                _ => s.call_rows(Tile::<_, STREAMED, M> { panels: direct, parts: chunk, x, sums }),
             }
         }
         for (panel, sums) in panels.into_iter().zip(&sums) {
@@ -141,13 +145,13 @@ fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; RO
 }
 
 /// A panel in some form.
-trait Panel<S: Lanes>: Copy {
+trait Panel: Copy {
     type Format: Format;
-    fn group(self, s: S, part: usize, g: usize) -> S::I;
-    fn scales(self, s: S, part: usize) -> Scales<S::F>;
+    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
+    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
     /// Asks memory for what will be needed soon, a part at a time.
     #[inline(always)]
-    fn prefetch(self, _: S, _part: usize) {}
+    fn prefetch<S: Lanes>(self, _: S, _part: usize) {}
 }
 
 /// As it is packed.
@@ -169,21 +173,21 @@ impl<'a, F: Format> Direct<'a, F> {
     }
 }
 
-impl<S: Lanes, F: Format> Panel<S> for Direct<'_, F> {
+impl<F: Format> Panel for Direct<'_, F> {
     type Format = F;
 
     #[inline(always)]
-    fn group(self, s: S, part: usize, g: usize) -> S::I {
+    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
         let (unit, part) = self.unit(part);
         F::group(s, unit, part, g)
     }
     #[inline(always)]
-    fn scales(self, s: S, part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
         let (unit, part) = self.unit(part);
         F::scales(s, unit, part)
     }
     #[inline(always)]
-    fn prefetch(self, s: S, part: usize) {
+    fn prefetch<S: Lanes>(self, s: S, part: usize) {
         let bytes = F::UNIT / (F::LEN / PART);
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + AHEAD);
         for line in (0..bytes).step_by(64) {
@@ -216,15 +220,15 @@ impl<F> Clone for Unpacked<'_, F> {
 }
 impl<F> Copy for Unpacked<'_, F> {}
 
-impl<S: Lanes, F: Format> Panel<S> for Unpacked<'_, F> {
+impl<F: Format> Panel for Unpacked<'_, F> {
     type Format = F;
 
     #[inline(always)]
-    fn group(self, s: S, part: usize, g: usize) -> S::I {
+    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
         s.bytes(&self.0[part].elements[g])
     }
     #[inline(always)]
-    fn scales(self, s: S, part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
         let part = &self.0[part];
         Scales {
             scale: [s.load(&part.scale[0]), s.load(&part.scale[1])],
@@ -246,7 +250,7 @@ impl<P: Copy> Clone for PartOf<P> {
 }
 impl<P: Copy> Copy for PartOf<P> {}
 
-impl<S: Lanes, P: Panel<S>> Groups<S> for PartOf<P> {
+impl<S: Lanes, P: Panel> Groups<S> for PartOf<P> {
     type Elements = P::Format;
 
     #[inline(always)]
@@ -269,84 +273,87 @@ fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut
 
 /// Adds the products of some parts for each row of `x`, which are as many blocks a row.
 #[inline(always)]
-fn rows<S: Lanes, P: Panel<S>>(s: S, panel: P, parts: Range<usize>, x: &[Block], sums: &mut [[f32; ROWS]]) {
-    let tile_rows = S::tile::<P::Format>();
-    for (x, sums) in x.chunks(tile_rows * parts.len()).zip(sums.chunks_mut(tile_rows)) {
-        let (parts, panel, sums) = (parts.clone(), [panel], [sums]);
+fn rows<S: Lanes, P: Panel>(s: S, panel: P, parts: Range<usize>, x: &[Block], sums: &mut [[f32; ROWS]]) {
+    for (x, sums) in x.chunks(S::TILE_OF_BYTES * parts.len()).zip(sums.chunks_mut(S::TILE_OF_BYTES)) {
+        let (panels, parts, sums) = ([panel], parts.clone(), [sums]);
         match sums[0].len() {
-            8 if tile_rows >= 8 => tile::<S, P, 8, 1>(s, panel, parts, x, sums),
-            7 if tile_rows >= 7 => tile::<S, P, 7, 1>(s, panel, parts, x, sums),
-            6 if tile_rows >= 6 => tile::<S, P, 6, 1>(s, panel, parts, x, sums),
-            5 if tile_rows >= 5 => tile::<S, P, 5, 1>(s, panel, parts, x, sums),
-            4 => tile::<S, P, 4, 1>(s, panel, parts, x, sums),
-            3 => tile::<S, P, 3, 1>(s, panel, parts, x, sums),
-            2 => tile::<S, P, 2, 1>(s, panel, parts, x, sums),
-            1 => tile::<S, P, 1, 1>(s, panel, parts, x, sums),
-            _ => unreachable!("a chunk has from one to `tile_rows` rows, of which there are at most eight"),
+            8 if const { S::TILE_OF_BYTES >= 8 } => s.call_rows(Tile::<P, 8, 1> { panels, parts, x, sums }),
+            7 if const { S::TILE_OF_BYTES >= 7 } => s.call_rows(Tile::<P, 7, 1> { panels, parts, x, sums }),
+            6 if const { S::TILE_OF_BYTES >= 6 } => s.call_rows(Tile::<P, 6, 1> { panels, parts, x, sums }),
+            5 if const { S::TILE_OF_BYTES >= 5 } => s.call_rows(Tile::<P, 5, 1> { panels, parts, x, sums }),
+            4 => s.call_rows(Tile::<P, 4, 1> { panels, parts, x, sums }),
+            3 => s.call_rows(Tile::<P, 3, 1> { panels, parts, x, sums }),
+            2 => s.call_rows(Tile::<P, 2, 1> { panels, parts, x, sums }),
+            1 => s.call_rows(Tile::<P, 1, 1> { panels, parts, x, sums }),
+            _ => unreachable!("a tile has from one to eight rows"),
         }
     }
 }
 
 /// Adds the products of some parts of `M` panels for `N` rows of `x`, one part after the other.
-#[inline(always)]
-fn tile<S: Lanes, P: Panel<S>, const N: usize, const M: usize>(
-    s: S,
+struct Tile<'a, 'b, P, const N: usize, const M: usize> {
     panels: [P; M],
     parts: Range<usize>,
-    x: &[Block],
-    sums: [&mut [[f32; ROWS]]; M],
-) {
-    let n = parts.len();
-    let mut rows: [&[Block]; N] = [&[]; N];
-    for i in 0..N {
-        rows[i] = &x[i * n..][..n];
-    }
-    let mut added = [[s.splat(0.0); N]; M];
-    for m in 0..M {
+    x: &'a [Block],
+    sums: [&'b mut [[f32; ROWS]]; M],
+}
+
+impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N, M> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Self { panels, parts, x, sums } = self;
+        let n = parts.len();
+        let mut rows: [&[Block]; N] = [&[]; N];
         for i in 0..N {
-            added[m][i] = s.load(&sums[m][i]);
+            rows[i] = &x[i * n..][..n];
         }
-    }
-    for (p, part) in parts.enumerate() {
-        let mut quads = [&rows[0][p].q; N];
-        for i in 0..N {
-            quads[i] = &rows[i][p].q;
-        }
+        let mut added = [[s.splat(0.0); N]; M];
         for m in 0..M {
-            let (panel, added) = (panels[m], &mut added[m]);
-            panel.prefetch(s, part);
-            let Scales { scale, minimum } = panel.scales(s, part);
-            let groups = PartOf { panel, part };
-            if P::Format::BY_16 {
-                let first = s.dots::<_, N, 0, 4>(groups, quads);
-                let second = s.dots::<_, N, 4, 8>(groups, quads);
-                for i in 0..N {
-                    let x = &rows[i][p];
-                    let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
-                    let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
-                    let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
-                    added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
-                    if P::Format::MINIMUM {
-                        added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
-                        added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
+            for i in 0..N {
+                added[m][i] = s.load(&sums[m][i]);
+            }
+        }
+        for (p, part) in parts.enumerate() {
+            let mut quads = [&rows[0][p].q; N];
+            for i in 0..N {
+                quads[i] = &rows[i][p].q;
+            }
+            for m in 0..M {
+                let (panel, added) = (panels[m], &mut added[m]);
+                panel.prefetch(s, part);
+                let Scales { scale, minimum } = panel.scales(s, part);
+                let groups = PartOf { panel, part };
+                if P::Format::BY_16 {
+                    let first = s.dots::<_, N, 0, 4>(groups, quads);
+                    let second = s.dots::<_, N, 4, 8>(groups, quads);
+                    for i in 0..N {
+                        let x = &rows[i][p];
+                        let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
+                        let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
+                        let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
+                        added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
+                        if P::Format::MINIMUM {
+                            added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
+                            added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
+                        }
                     }
-                }
-            } else {
-                let dots = s.dots::<_, N, 0, 8>(groups, quads);
-                for i in 0..N {
-                    let x = &rows[i][p];
-                    let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
-                    added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
-                    if P::Format::MINIMUM {
-                        added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
+                } else {
+                    let dots = s.dots::<_, N, 0, 8>(groups, quads);
+                    for i in 0..N {
+                        let x = &rows[i][p];
+                        let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
+                        added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
+                        if P::Format::MINIMUM {
+                            added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
+                        }
                     }
                 }
             }
         }
-    }
-    for m in 0..M {
-        for i in 0..N {
-            s.store(added[m][i], &mut sums[m][i]);
+        for m in 0..M {
+            for i in 0..N {
+                s.store(added[m][i], &mut sums[m][i]);
+            }
         }
     }
 }

@@ -30,28 +30,6 @@ impl Vnni {
     pub(crate) fn avx2(self) -> Avx2 {
         self.avx2
     }
-
-    #[inline]
-    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        fn compiled<K: RowsKernel>(vnni: Vnni, kernel: K) {
-            kernel.run(vnni);
-        }
-        // SAFETY: `self` exists, so the processor has the features.
-        unsafe { compiled(self, kernel) }
-    }
-}
-
-impl Avx2 {
-    #[inline]
-    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn compiled<K: RowsKernel>(avx2: Avx2, kernel: K) {
-            kernel.run(avx2);
-        }
-        // SAFETY: `self` exists, so the processor has the features.
-        unsafe { compiled(self, kernel) }
-    }
 }
 
 /// Four bytes as one number.
@@ -82,13 +60,21 @@ fn eights(all: &[f32; ROWS]) -> [&[f32; 8]; 2] {
 // through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
     const DIRECT: usize = 2;
+    const WAITS: bool = true;
+    const TILE_OF_BYTES: usize = 4;
     const TILE: usize = 6;
     type I = [__m256i; 2];
     type F = [__m256; 2];
 
-    #[inline(always)]
-    fn tile<E: Elements>() -> usize {
-        4
+    #[inline]
+    fn call_rows<K: RowsKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn compiled<K: RowsKernel>(avx2: Avx2, kernel: K) {
+            kernel.run(avx2);
+        }
+        // SAFETY: `self` exists, so the processor has the features.
+        unsafe { compiled(self, kernel) }
     }
     #[inline(always)]
     fn bytes(self, from: &Bytes) -> Self::I {
@@ -306,17 +292,25 @@ const fn fit<E: Elements>() -> usize {
 // ones, and go through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Vnni {
     const DIRECT: usize = 8;
+    const WAITS: bool = true;
+    const TILE_OF_BYTES: usize = 8;
     const TILE: usize = 24;
     type I = __m512i;
     type F = __m512;
 
     #[inline(always)]
-    fn tile<E: Elements>() -> usize {
-        8
-    }
-    #[inline(always)]
     fn offset<E: Elements>() -> Option<f32> {
         if E::SIGNED { Some(128.0) } else { E::OFFSET }
+    }
+    #[inline]
+    fn call_rows<K: RowsKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        #[inline(never)]
+        fn compiled<K: RowsKernel>(vnni: Vnni, kernel: K) {
+            kernel.run(vnni);
+        }
+        // SAFETY: `self` exists, so the processor has the features.
+        unsafe { compiled(self, kernel) }
     }
     #[inline(always)]
     fn bytes(self, from: &Bytes) -> __m512i {
