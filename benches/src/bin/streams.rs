@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     benches::end(measure(&Args::parse()))
 }
 
-fn measure(args: &Args) -> Result<(), Error> {
+fn measure(args: &Args) -> Result<(), benches::Error> {
     let llama = Llama::builder().checkpoint(&args.ckpt_dir).max_batch_size(ROWS).build()?;
     let dialogs: Vec<Dialog> = (0..ROWS).map(|i| Dialog::new(format!("Tell me story {i}."))).collect();
     // An answer that ended by itself would leave the others alone: EOS never comes.
