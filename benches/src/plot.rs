@@ -1,6 +1,6 @@
 //! The ratios of a record as a picture: bars of tokens a second over another engine's, in SVG, which needs nothing to be drawn.
 //!
-//! Of each question (model, threads, test) the last comparison in the record counts, by the medians of its rounds.
+//! Of each question (model, threads, test) the last comparison on a processor counts, by the medians of its rounds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,8 +18,6 @@ pub struct Ratio {
     pub test: String,
     /// How many times as many tokens a second.
     pub ratio: f64,
-    /// The processor.
-    pub cpu: String,
 }
 
 /// What is wrong with a record.
@@ -40,8 +38,10 @@ pub enum RecordError {
         found: String,
     },
     /// Nothing to draw.
-    #[error("the record compares {ours:?} with {theirs:?} nowhere")]
+    #[error("the record compares {ours:?} with {theirs:?} nowhere on {processor:?}")]
     Nothing {
+        /// The processor, as the record has it.
+        processor: String,
         /// Whose ratios are wanted.
         ours: String,
         /// To what.
@@ -49,12 +49,12 @@ pub enum RecordError {
     },
 }
 
-/// The last ratio of each question, in the order of the record, those of a model on as many threads side by side.
+/// The last ratio of each question on the processor `cpu`, in the order of the record, those of a model on as many threads side by side.
 ///
 /// # Errors
 ///
 /// [`RecordError`].
-pub fn ratios(csv: &str, ours: &str, theirs: &str) -> Result<Vec<Ratio>, RecordError> {
+pub fn ratios(csv: &str, processor: &str, ours: &str, theirs: &str) -> Result<Vec<Ratio>, RecordError> {
     let mut lines = csv.lines();
     let header: Vec<_> = lines.next().unwrap_or_default().split(',').collect();
     let column = |name: &'static str| {
@@ -65,13 +65,14 @@ pub fn ratios(csv: &str, ours: &str, theirs: &str) -> Result<Vec<Ratio>, RecordE
 
     type Question = (String, usize, String);
     let mut order: Vec<Question> = Vec::new();
-    // By question: the date and the processor, and the rates of either engine.
-    let mut last: BTreeMap<Question, (String, String, [Vec<f64>; 2])> = BTreeMap::new();
+    // By question: the date, and the rates of either engine.
+    let mut last: BTreeMap<Question, (String, [Vec<f64>; 2])> = BTreeMap::new();
     for (i, line) in lines.enumerate() {
         let fields: Vec<_> = line.split(',').collect();
         let field = |column: usize| fields.get(column).copied().unwrap_or_default().to_owned();
         let wrong = |column, found: String| RecordError::Number { line: i + 2, column, found };
         let which = match field(engine) {
+            _ if field(cpu) != processor => continue,
             engine if engine == ours => 0,
             engine if engine == theirs => 1,
             _ => continue,
@@ -84,28 +85,29 @@ pub fn ratios(csv: &str, ours: &str, theirs: &str) -> Result<Vec<Ratio>, RecordE
         }
         let entry = last.entry(question).or_default();
         if entry.0 != field(date) {
-            *entry = (field(date), field(cpu), Default::default());
+            *entry = (field(date), Default::default());
         }
-        entry.2[which].push(tokens);
+        entry.1[which].push(tokens);
     }
     let groups: Vec<_> = order.iter().map(|(model, threads, _)| (model.clone(), *threads)).collect();
     order.sort_by_key(|(model, threads, _)| groups.iter().position(|it| (&it.0, it.1) == (model, *threads)));
     let ratio = |question: Question| {
-        let (_, cpu, rates) = last.get(&question)?;
+        let (_, rates) = last.get(&question)?;
         let [ours, theirs] = rates.each_ref().map(|rates| median(rates.iter().copied()));
         let (model, threads, test) = question;
-        Some(Ratio { model, threads, test, ratio: ours? / theirs?, cpu: cpu.clone() })
+        Some(Ratio { model, threads, test, ratio: ours? / theirs? })
     };
     let ratios: Vec<_> = order.into_iter().filter_map(ratio).collect();
     if ratios.is_empty() {
-        return Err(RecordError::Nothing { ours: ours.to_owned(), theirs: theirs.to_owned() });
+        let [processor, ours, theirs] = [processor, ours, theirs].map(str::to_owned);
+        return Err(RecordError::Nothing { processor, ours, theirs });
     }
     Ok(ratios)
 }
 
 /// A bar for each ratio, grouped by model and threads, and a line where both are alike.
 #[must_use]
-pub fn svg(ratios: &[Ratio], title: &str) -> String {
+pub fn svg(ratios: &[Ratio], title: &str, processor: &str) -> String {
     const LEFT: f64 = 170.0;
     const WIDTH: f64 = 480.0;
     const BAR: f64 = 16.0;
@@ -162,7 +164,6 @@ pub fn svg(ratios: &[Ratio], title: &str) -> String {
             escaped(test)
         );
     }
-    let cpu = ratios.last().map_or("", |ratio| &ratio.cpu);
     let (height, one) = (y + 34.0, x(1.0));
     format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height:.0}" viewBox="0 0 680 {height:.0}" font-family="sans-serif" font-size="12">
@@ -173,7 +174,7 @@ pub fn svg(ratios: &[Ratio], title: &str) -> String {
 </svg>
 "##,
         y + 20.0,
-        escaped(cpu),
+        escaped(processor),
         title = escaped(title),
     ) // String's `write!` never fails
 }
@@ -195,28 +196,34 @@ mod tests {
         d2,c,A & B,m q4_0,2,pp512,1,theirs,12\n\
         d2,c,A & B,m q4_0,2,tg64,0,ours,5\n\
         d2,c,A & B,m q4_0,2,tg64,0,theirs,4\n\
-        d2,c,A & B,m q4_0,2,tg64,0,others,1\n";
+        d2,c,A & B,m q4_0,2,tg64,0,others,1\n\
+        d3,c,C,m q4_0,2,tg64,0,ours,7\n\
+        d3,c,C,m q4_0,2,tg64,0,theirs,7\n";
 
     #[test]
     fn the_last_comparison_counts_by_its_medians() {
-        let found = ratios(RECORD, "ours", "theirs").unwrap();
+        let found = ratios(RECORD, "A & B", "ours", "theirs").unwrap();
         let found: Vec<_> = found.iter().map(|it| (&*it.test, it.ratio)).collect();
         assert_eq!(found, [("pp512", 30.0 / 12.0), ("tg64", 5.0 / 4.0)]);
     }
 
     #[test]
     fn a_record_that_cannot_be_drawn_says_why() {
-        assert_eq!(ratios("date,cpu", "a", "b"), Err(RecordError::NoColumn("model")));
-        let nothing = RecordError::Nothing { ours: "a".to_owned(), theirs: "b".to_owned() };
-        assert_eq!(ratios(RECORD, "a", "b"), Err(nothing));
+        assert_eq!(ratios("date,cpu", "c", "a", "b"), Err(RecordError::NoColumn("model")));
+        let nothing = RecordError::Nothing {
+            processor: "D".to_owned(),
+            ours: "ours".to_owned(),
+            theirs: "theirs".to_owned(),
+        };
+        assert_eq!(ratios(RECORD, "D", "ours", "theirs"), Err(nothing));
         let broken = RECORD.replace(",30\n", ",x\n");
         let wrong = RecordError::Number { line: 4, column: "tokens_per_s", found: "x".to_owned() };
-        assert_eq!(ratios(&broken, "ours", "theirs"), Err(wrong));
+        assert_eq!(ratios(&broken, "A & B", "ours", "theirs"), Err(wrong));
     }
 
     #[test]
     fn the_picture_has_a_bar_for_each_ratio() {
-        let picture = svg(&ratios(RECORD, "ours", "theirs").unwrap(), "a < b");
+        let picture = svg(&ratios(RECORD, "A & B", "ours", "theirs").unwrap(), "a < b", "A & B");
         assert!(picture.contains("2.50 ×") && picture.contains("1.25 ×"), "{picture}");
         assert!(picture.contains("a &lt; b") && picture.contains("A &amp; B"), "{picture}");
         assert_eq!(picture.matches("<rect").count(), 1 + 2 + 2, "{picture}");

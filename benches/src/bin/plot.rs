@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use benches::Error;
 use benches::plot::{ratios, svg};
+use benches::{Error, record};
 use clap::Parser;
 
 /// The ratios of a record as SVG.
@@ -21,6 +21,9 @@ struct Flags {
     /// Over whose
     #[arg(long, default_value = "llama.cpp")]
     theirs: String,
+    /// On which processor, as the record has it [default: this one]
+    #[arg(long)]
+    cpu: Option<String>,
     /// Only models whose name begins so
     #[arg(long, default_value = "")]
     model: String,
@@ -31,9 +34,10 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Flags) -> Result<(), Error> {
-    let mut ratios = ratios(&fs::read_to_string(flags.record)?, &flags.ours, &flags.theirs)?;
+    let cpu = flags.cpu.unwrap_or_else(record::cpu);
+    let mut ratios = ratios(&fs::read_to_string(flags.record)?, &cpu, &flags.ours, &flags.theirs)?;
     ratios.retain(|ratio| ratio.model.starts_with(&flags.model));
     let title = format!("Tokens a second: {} over {}", flags.ours, flags.theirs);
-    fs::write(flags.picture, svg(&ratios, &title))?;
+    fs::write(flags.picture, svg(&ratios, &title, &cpu))?;
     Ok(())
 }
