@@ -1,7 +1,7 @@
 //! How many multiplications and additions this machine does a second: what prefill, which is little else, is measured against.
 //!
 //! Chains of fused multiply-adds in registers, more of them than the units have stages, on every thread: nothing is loaded and
-//! nothing waits. In the widest vectors that the processor has and our kernels use: of 64 bytes with AVX-512, of 32 with AVX2.
+//! nothing waits. In the widest vectors that the processor has: of 64 bytes with AVX-512, of 32 with AVX2.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

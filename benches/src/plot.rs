@@ -49,7 +49,7 @@ pub enum RecordError {
     },
 }
 
-/// The last ratio of each question on the processor `cpu`, in the order of the record, those of a model on as many threads side by side.
+/// The last ratio of each question on a processor, in the order of the record, those of a model on as many threads side by side.
 ///
 /// # Errors
 ///

@@ -51,7 +51,8 @@ pub(crate) use each_group;
 
 /// An instruction set, on [`ROWS`] lanes.
 pub(crate) trait Lanes: Copy + Debug {
-    /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays.
+    /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays. None where that always pays but for one row,
+    /// which is multiplied apart.
     const DIRECT: usize;
     /// Whether one row is multiplied faster than memory brings weights.
     const WAITS: bool;
@@ -144,7 +145,7 @@ fn add_products<const N: usize>(signed: bool, w: [u32; ROWS], x: [[i8; 4]; N], s
 }
 
 impl Lanes for Scalar {
-    const DIRECT: usize = 2;
+    const DIRECT: usize = 0;
     const WAITS: bool = false;
     const TILE_OF_BYTES: usize = 4;
     const TILE: usize = 6;

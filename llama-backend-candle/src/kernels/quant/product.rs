@@ -63,7 +63,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
-            let at_once = if S::DIRECT > STREAMED && n <= S::DIRECT { 1 } else { PANELS };
+            let at_once = if n <= S::DIRECT { 1 } else { PANELS };
             for first in panels.clone().step_by(at_once) {
                 let these = first..panels.end.min(first + at_once);
                 for sums in &mut sums[..at_once] {
@@ -75,7 +75,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                         let panel = Direct::<F>(weights.panel(panel), PhantomData);
                         let sums = &mut sums[..n];
                         // A constant first: what an instruction set never does is not compiled for it.
-                        if const { S::DIRECT > STREAMED } && n <= S::DIRECT {
+                        if const { S::DIRECT > 0 } && n <= S::DIRECT {
                             rows(s, panel, chunk.clone(), x, sums);
                         } else {
                             for (part, unpacked) in chunk.clone().zip(&mut unpacked) {

@@ -59,7 +59,7 @@ fn eights(all: &[f32; ROWS]) -> [&[f32; 8]; 2] {
 // SAFETY, for every block below: `self` exists, so the processor has AVX2, FMA and F16C; loads and stores are unaligned ones, and go
 // through references to arrays of as many bytes as the instruction moves, or slices cut to that length just before.
 impl Lanes for Avx2 {
-    const DIRECT: usize = 2;
+    const DIRECT: usize = 0;
     const WAITS: bool = true;
     const TILE_OF_BYTES: usize = 4;
     const TILE: usize = 6;
