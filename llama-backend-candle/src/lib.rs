@@ -6,7 +6,7 @@
 //! where they are rounded to 8 bits (16 for the output). The KV cache is f32, or f16 on request.
 //!
 //! On the CPU the operations are kernels of ours, called as candle's custom operations and chosen for the processor when a model is
-//! loaded: AVX-512 with VNNI, AVX2 with FMA, or plain Rust. A row's result is the same to the bit alone, in any batch, in any chunking and
+//! loaded: AVX-512 with VNNI (and AMX), AVX2 with FMA, or plain Rust. A row's result is the same to the bit alone, in any batch, in any chunking and
 //! on any number of threads. On a GPU the operations are candle's own.
 //!
 //! Feature | What it adds

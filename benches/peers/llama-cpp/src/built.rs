@@ -36,6 +36,8 @@ pub fn check() -> Result<(), Error> {
             ("AVX512_VNNI", is_x86_feature_detected!("avx512vnni")),
             ("AVX512_BF16", is_x86_feature_detected!("avx512bf16")),
             ("AVX_VNNI", is_x86_feature_detected!("avxvnni")),
+            // No macro tells it: the seventh leaf's `edx` does.
+            ("AMX_INT8", std::arch::x86_64::__cpuid_count(7, 0).edx >> 25 & 1 == 1),
         ];
         wanted.extend(wider.into_iter().filter(|(_, has)| *has).map(|(name, _)| name));
     }

@@ -6,9 +6,12 @@
 //!
 //! Sums of products of integers are exact, so that instruction sets differ only in how they add the f32 scaled sums.
 
+use std::convert::Infallible;
 use std::fmt::Debug;
 
 use half::{bf16, f16};
+
+use super::activations::{Block, PARTS};
 
 /// Rows of a matrix that are multiplied side by side.
 pub(crate) const ROWS: usize = 16;
@@ -34,6 +37,45 @@ pub(crate) trait Groups<S: Lanes>: Copy {
 
 /// 32 activations as groups of four.
 pub(crate) type Quads = [[i8; 4]; 8];
+
+/// Products of whole matrices of bytes, where a processor has them.
+pub(crate) trait Matrices: Copy + Debug {
+    /// What a thread that computes them needs; it has one at a time.
+    type Tiles: Debug;
+
+    fn tiles(self) -> Self::Tiles;
+
+    /// The sum of the products of the elements in the groups from `FROM` to `TO`, eight or four of them, for block `part` of each of
+    /// [`ROWS`] rows of activations, and each row of the weights, which are signed bytes.
+    fn products<const FROM: usize, const TO: usize>(
+        tiles: &Self::Tiles,
+        w: &[Bytes; 8],
+        x: &Sixteen,
+        part: usize,
+        sums: &mut [Bytes; ROWS],
+    );
+}
+
+/// [`ROWS`] rows of a chunk of activations.
+pub(crate) type Sixteen = [[Block; PARTS]; ROWS];
+
+/// Of a processor that has none.
+impl Matrices for Infallible {
+    type Tiles = Self;
+
+    fn tiles(self) -> Self {
+        self
+    }
+    fn products<const FROM: usize, const TO: usize>(
+        tiles: &Self,
+        _: &[Bytes; 8],
+        _: &Sixteen,
+        _: usize,
+        _: &mut [Bytes; ROWS],
+    ) {
+        match *tiles {}
+    }
+}
 
 /// Does something with each group, of which `$g` is the constant number: straight code, where a loop over so much might stay one.
 macro_rules! each_group {
@@ -65,6 +107,12 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Rows of f32 activations of a tile: their sums and a few vectors more fill the registers.
     const TILE: usize;
 
+    /// Products of whole matrices.
+    type Matrices: Matrices;
+
+    /// Products of whole matrices, where the processor has them.
+    fn matrices(self) -> Option<Self::Matrices>;
+
     /// What the elements that [`dots`](Self::dots) multiplies are too large by.
     fn offset<E: Elements>() -> Option<f32> {
         E::OFFSET
@@ -89,6 +137,8 @@ pub(crate) trait Lanes: Copy + Debug {
     /// `(a & mask) << n`, in every byte.
     fn shift_left(self, a: Self::I, n: u32, mask: u8) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, in every byte, modulo 256.
+    fn subtract(self, a: Self::I, b: u8) -> Self::I;
     /// `table[a]` in every byte; each is below 16.
     fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I;
     /// Signed bytes as [`dots`](Self::dots) wants them.
@@ -151,7 +201,11 @@ impl Lanes for Scalar {
     const TILE: usize = 6;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
+    type Matrices = Infallible;
 
+    fn matrices(self) -> Option<Infallible> {
+        None
+    }
     #[inline(never)]
     fn call_rows<K: RowsKernel>(self, kernel: K) {
         kernel.run(self);
@@ -190,6 +244,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn or(self, a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn subtract(self, a: Self::I, b: u8) -> Self::I {
+        each(a, |a| a.wrapping_sub(b))
     }
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I {

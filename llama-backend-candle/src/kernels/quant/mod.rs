@@ -14,6 +14,8 @@
 //! Shapes: `x: [n, k]`, weights `[n_out, k]`, `out: [n, n_out]`.
 
 pub(crate) mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod format;
 mod lanes;
 mod product;

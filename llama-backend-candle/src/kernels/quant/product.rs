@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
-use super::lanes::{Bytes, Elements, Groups, Lanes, ROWS, RowsKernel};
+use super::lanes::{Bytes, Elements, Groups, Lanes, Matrices, ROWS, RowsKernel, Sixteen};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
@@ -60,6 +60,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         let Self { weights, panels, x, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
+        let tiles = s.matrices().map(Matrices::tiles);
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
@@ -73,15 +74,18 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                     let x = x.of(row..row + n, &chunk);
                     for (panel, sums) in these.clone().zip(&mut sums) {
                         let panel = Direct::<F>(weights.panel(panel), PhantomData);
-                        let sums = &mut sums[..n];
                         // A constant first: what an instruction set never does is not compiled for it.
                         if const { S::DIRECT > 0 } && n <= S::DIRECT {
-                            rows(s, panel, chunk.clone(), x, sums);
-                        } else {
-                            for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
-                                unpack(s, panel, part, unpacked);
-                            }
-                            rows(s, Unpacked::<F>(&unpacked, PhantomData), 0..chunk.len(), x, sums);
+                            rows(s, panel, chunk.clone(), x, &mut sums[..n]);
+                            continue;
+                        }
+                        for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
+                            unpack(s, panel, part, unpacked);
+                        }
+                        let unpacked = Unpacked::<F>(&unpacked, PhantomData);
+                        match &tiles {
+                            Some(tiles) => sixteens(s, tiles, unpacked, chunk.len(), x, sums),
+                            None => rows(s, unpacked, 0..chunk.len(), x, &mut sums[..n]),
                         }
                     }
                 }
@@ -262,7 +266,13 @@ impl<S: Lanes, P: Panel> Groups<S> for PartOf<P> {
 #[inline(always)]
 fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut Part) {
     for (g, to) in to.elements.iter_mut().enumerate() {
-        s.store_bytes(panel.group(s, part, g), to);
+        let group = panel.group(s, part, g);
+        // A matrix takes signed bytes.
+        let group = match (s.matrices(), S::offset::<F>()) {
+            (Some(_), Some(offset)) => s.subtract(group, offset as u8),
+            _ => group,
+        };
+        s.store_bytes(group, to);
     }
     let Scales { scale, minimum } = panel.scales(s, part);
     for i in 0..2 {
@@ -321,31 +331,25 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
             for m in 0..M {
                 let (panel, added) = (panels[m], &mut added[m]);
                 panel.prefetch(s, part);
-                let Scales { scale, minimum } = panel.scales(s, part);
+                let scales = panel.scales(s, part);
                 let groups = PartOf { panel, part };
                 if P::Format::BY_16 {
                     let first = s.dots::<_, N, 0, 4>(groups, quads);
                     let second = s.dots::<_, N, 4, 8>(groups, quads);
                     for i in 0..N {
                         let x = &rows[i][p];
-                        let first = whole::<S, P::Format>(s, first[i], x.minus_sum[1]);
-                        let second = whole::<S, P::Format>(s, second[i], x.minus_sum[2]);
-                        let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
-                        added[i] = s.mul_add(scaled, s.splat(x.scale), added[i]);
-                        if P::Format::MINIMUM {
-                            added[i] = s.mul_add(minimum[0], s.splat(x.sum[1]), added[i]);
-                            added[i] = s.mul_add(minimum[1], s.splat(x.sum[2]), added[i]);
-                        }
+                        let dots = [
+                            whole::<S, P::Format>(s, first[i], x.minus_sum[1]),
+                            whole::<S, P::Format>(s, second[i], x.minus_sum[2]),
+                        ];
+                        added[i] = add_halves::<S, P::Format>(s, dots, &scales, x, added[i]);
                     }
                 } else {
                     let dots = s.dots::<_, N, 0, 8>(groups, quads);
                     for i in 0..N {
                         let x = &rows[i][p];
                         let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
-                        added[i] = s.mul_add(s.mul(dot, scale[0]), s.splat(x.scale), added[i]);
-                        if P::Format::MINIMUM {
-                            added[i] = s.mul_add(minimum[0], s.splat(x.sum[0]), added[i]);
-                        }
+                        added[i] = add::<S, P::Format>(s, dot, &scales, x, added[i]);
                     }
                 }
             }
@@ -367,3 +371,114 @@ fn whole<S: Lanes, E: Elements>(s: S, dot: S::I, minus_sum: f32) -> S::F {
         None => dot,
     }
 }
+
+/// Adds the scaled product of a part and a block to a sum.
+#[inline(always)]
+fn add<S: Lanes, F: Format>(s: S, dot: S::F, scales: &Scales<S::F>, x: &Block, added: S::F) -> S::F {
+    let added = s.mul_add(s.mul(dot, scales.scale[0]), s.splat(x.scale), added);
+    if F::MINIMUM { s.mul_add(scales.minimum[0], s.splat(x.sum[0]), added) } else { added }
+}
+
+/// The same where halves of a part have scales of their own.
+#[inline(always)]
+fn add_halves<S: Lanes, F: Format>(
+    s: S,
+    [first, second]: [S::F; 2],
+    scales: &Scales<S::F>,
+    x: &Block,
+    mut added: S::F,
+) -> S::F {
+    let Scales { scale, minimum } = scales;
+    let scaled = s.mul_add(first, scale[0], s.mul(second, scale[1]));
+    added = s.mul_add(scaled, s.splat(x.scale), added);
+    if F::MINIMUM {
+        added = s.mul_add(minimum[0], s.splat(x.sum[1]), added);
+        added = s.mul_add(minimum[1], s.splat(x.sum[2]), added);
+    }
+    added
+}
+
+/// Adds the products of some parts for each row of `x`, which are as many blocks a row, sixteen rows at a time.
+#[inline(always)]
+fn sixteens<S: Lanes, F: Format>(
+    s: S,
+    tiles: &TilesOf<S>,
+    unpacked: Unpacked<'_, F>,
+    parts: usize,
+    x: &[Block],
+    sums: &mut Sums,
+) {
+    for (x, sums) in x.chunks(ROWS * parts).zip(sums.as_chunks_mut().0) {
+        let (rows, _) = x.as_chunks();
+        let filled;
+        let x = match rows.first_chunk() {
+            Some(rows) if parts == PARTS => rows,
+            _ => {
+                filled = fill(x, parts);
+                &filled
+            }
+        };
+        s.call_rows(TileOfSixteen::<F, S::Matrices> { tiles, unpacked, parts, x, sums });
+    }
+}
+
+/// Fewer rows, or fewer parts: what is missing is zero, and nobody asks for its sums.
+#[inline(never)]
+fn fill(x: &[Block], parts: usize) -> Sixteen {
+    let mut filled = [[Block::EMPTY; PARTS]; ROWS];
+    for (to, from) in filled.iter_mut().zip(x.chunks(parts)) {
+        to[..parts].copy_from_slice(from);
+    }
+    filled
+}
+
+type TilesOf<S> = <<S as Lanes>::Matrices as Matrices>::Tiles;
+
+/// Adds the products of some parts of a panel for sixteen rows, one part after the other.
+struct TileOfSixteen<'a, F, M: Matrices> {
+    tiles: &'a M::Tiles,
+    unpacked: Unpacked<'a, F>,
+    parts: usize,
+    x: &'a Sixteen,
+    sums: &'a mut [[f32; ROWS]; ROWS],
+}
+
+impl<F: Format, M: Matrices> RowsKernel for TileOfSixteen<'_, F, M> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let Self { tiles, unpacked, parts, x, sums } = self;
+        let mut added = [s.splat(0.0); ROWS];
+        for i in 0..ROWS {
+            added[i] = s.load(&sums[i]);
+        }
+        let [mut first, mut second] = [const { Products([[0; 4 * ROWS]; ROWS]) }; 2];
+        for part in 0..parts {
+            let weights = &unpacked.0[part].elements;
+            if F::BY_16 {
+                M::products::<0, 4>(tiles, weights, x, part, &mut first.0);
+                M::products::<4, 8>(tiles, weights, x, part, &mut second.0);
+            } else {
+                M::products::<0, 8>(tiles, weights, x, part, &mut first.0);
+            }
+            let scales = unpacked.scales(s, part);
+            for i in 0..ROWS {
+                let x = &x[i][part];
+                let dot = s.float(s.bytes(&first.0[i]));
+                added[i] = if F::BY_16 {
+                    let dots = [dot, s.float(s.bytes(&second.0[i]))];
+                    add_halves::<S, F>(s, dots, &scales, x, added[i])
+                } else {
+                    add::<S, F>(s, dot, &scales, x, added[i])
+                };
+            }
+        }
+        for i in 0..ROWS {
+            s.store(added[i], &mut sums[i]);
+        }
+    }
+}
+
+/// Sums of a tile: 32-bit integers.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Products([Bytes; ROWS]);

@@ -4,7 +4,9 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::convert::Infallible;
 
+use super::amx::Amx;
 use super::lanes::{Bytes, Elements, Groups, Lanes, Quads, ROWS, RowsKernel, each_group};
 use crate::kernels::simd::x86::Avx2;
 
@@ -12,6 +14,7 @@ use crate::kernels::simd::x86::Avx2;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vnni {
     avx2: Avx2,
+    amx: Option<Amx>,
 }
 
 impl Vnni {
@@ -22,7 +25,13 @@ impl Vnni {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni"))
-        .then_some(Self { avx2 })
+        .then(|| Self { avx2, amx: Amx::detect() })
+    }
+
+    /// The same without AMX, where there is that.
+    #[cfg(test)]
+    pub(crate) fn without_amx(self) -> Option<Self> {
+        self.amx.map(|_| Self { amx: None, ..self })
     }
 
     /// What it proves beside.
@@ -65,7 +74,12 @@ impl Lanes for Avx2 {
     const TILE: usize = 6;
     type I = [__m256i; 2];
     type F = [__m256; 2];
+    type Matrices = Infallible;
 
+    #[inline(always)]
+    fn matrices(self) -> Option<Infallible> {
+        None
+    }
     #[inline]
     fn call_rows<K: RowsKernel>(self, kernel: K) {
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -142,6 +156,11 @@ impl Lanes for Avx2 {
     fn or(self, a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above the impl.
         unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn subtract(self, a: Self::I, b: u8) -> Self::I {
+        // SAFETY: see above the impl.
+        unsafe { a.map(|a| _mm256_sub_epi8(a, _mm256_set1_epi8(b as i8))) }
     }
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I {
@@ -261,8 +280,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn prefetch_once(self, line: *const u8) {
-        // SAFETY: see above the impl; a prefetch of any address is no access.
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) }
+        Avx2::prefetch_once(self, line);
     }
 }
 
@@ -297,7 +315,12 @@ impl Lanes for Vnni {
     const TILE: usize = 24;
     type I = __m512i;
     type F = __m512;
+    type Matrices = Amx;
 
+    #[inline(always)]
+    fn matrices(self) -> Option<Amx> {
+        self.amx
+    }
     #[inline(always)]
     fn offset<E: Elements>() -> Option<f32> {
         if E::SIGNED { Some(128.0) } else { E::OFFSET }
@@ -357,6 +380,11 @@ impl Lanes for Vnni {
     fn or(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: see above the impl.
         unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn subtract(self, a: __m512i, b: u8) -> __m512i {
+        // SAFETY: see above the impl.
+        unsafe { _mm512_sub_epi8(a, _mm512_set1_epi8(b as i8)) }
     }
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], a: __m512i) -> __m512i {
@@ -439,7 +467,6 @@ impl Lanes for Vnni {
     }
     #[inline(always)]
     fn prefetch_once(self, line: *const u8) {
-        // SAFETY: see above the impl; a prefetch of any address is no access.
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(line.cast()) }
+        self.avx2.prefetch_once(line);
     }
 }
