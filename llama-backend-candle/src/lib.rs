@@ -7,7 +7,8 @@
 //!
 //! On the CPU the operations are kernels of ours, called as candle's custom operations and chosen for the processor when a model is
 //! loaded: AVX-512 with VNNI (and AMX), AVX2 with FMA, or plain Rust. A row's result is the same to the bit alone, in any batch, in any chunking and
-//! on any number of threads. On a GPU the operations are candle's own.
+//! on any number of threads. On a GPU the operations are candle's own. (Where the processor has AMX, a process on Linux asks for its tiles
+//! when a backend is made. The system then saves 8 KiB more of a thread for a signal handler, which an alternate stack must have room for.)
 //!
 //! Feature | What it adds
 //! --- | ---

@@ -214,7 +214,7 @@ fn the_largest_elements_do_not_overflow() {
                     }
                 }
                 dequantize(dtype, &matrix.bytes, &mut matrix.numbers).unwrap();
-                let x = vec![sign; 512];
+                let x = vec![sign; 17 * 512];
                 let (expected, magnitude) = matrix.naive(&x);
                 for isa in Isa::all() {
                     let ctx = Context::new(isa, 1).unwrap();
@@ -302,10 +302,12 @@ fn what_is_not_finite_reaches_the_result() {
     for isa in Isa::all() {
         let ctx = Context::new(isa, 2).unwrap();
         each_way(isa, |what, weights, shape| {
-            let mut x = vec![1.0; shape[1]];
-            x[700] = f32::NAN;
-            let out = product(&ctx, weights, shape, &x);
-            assert!(out.iter().all(|out| out.is_nan()), "{what}");
+            for n in [1, 17] {
+                let mut x = vec![1.0; n * shape[1]];
+                x.iter_mut().skip(700).step_by(shape[1]).for_each(|x| *x = f32::NAN);
+                let out = product(&ctx, weights, shape, &x);
+                assert!(out.iter().all(|out| out.is_nan()), "{what}, {n} rows");
+            }
         });
     }
 }

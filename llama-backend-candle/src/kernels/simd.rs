@@ -107,6 +107,9 @@ pub(crate) trait Kernel {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Isa {
     Scalar,
+    /// With products of whole matrices of bytes.
+    #[cfg(test)]
+    ScalarMatrices,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
     /// AVX-512 with VNNI for products of bytes and of half precision, with AMX for those of many rows of bytes where there is that; for f32, AVX2.
@@ -130,7 +133,7 @@ impl Isa {
     /// Every one that this processor has, for tests.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
-        let mut all = vec![Self::Scalar];
+        let mut all = vec![Self::Scalar, Self::ScalarMatrices];
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(x86::Avx2::detect().map(Self::Avx2));
@@ -145,6 +148,8 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         match self {
             Self::Scalar => Scalar.call(kernel),
+            #[cfg(test)]
+            Self::ScalarMatrices => Scalar.call(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.call(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -156,7 +161,9 @@ impl Isa {
     #[inline]
     pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) {
         match self {
-            Self::Scalar => quant::Scalar.call_rows(kernel),
+            Self::Scalar => quant::Scalar { matrices: false }.call_rows(kernel),
+            #[cfg(test)]
+            Self::ScalarMatrices => quant::Scalar { matrices: true }.call_rows(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.call_rows(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -271,7 +278,7 @@ pub(crate) mod x86 {
             (is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c"))
-            .then_some(Self { past: vendor.as_flattened() == b"AuthenticAMD" })
+            .then_some(Self { past: vendor.as_flattened() != b"GenuineIntel" })
         }
 
         /// Asks for a line of memory that will be read once: past the second cache, where that is as fast. The address need not be anybody's.

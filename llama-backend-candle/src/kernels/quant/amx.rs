@@ -6,6 +6,7 @@
 
 use std::arch::asm;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 
 use super::activations::{Block, PARTS};
 use super::lanes::{Bytes, Matrices, ROWS, Sixteen};
@@ -24,7 +25,7 @@ impl Amx {
     }
 }
 
-/// Asks the system for the tiles, which it saves for those processes alone that did: tiles are 8 KiB of each thread's state.
+/// Asks the system for the tiles, 8 KiB of each thread's state, which it saves only for processes that did.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     // From the kernel's <asm/prctl.h> and its table of the processor's state; `libc` has neither.
@@ -49,6 +50,17 @@ struct Shapes {
     rows: [u8; 16],
 }
 
+/// An instruction that changes every tile.
+macro_rules! each_tile {
+    ($($asm:tt)*) => {
+        asm!(
+            $($asm)*,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+        )
+    };
+}
+
 /// This thread's tiles: 0 for sums, 1 and 2 for a block of activations and of weights, 3 and 4 for half of one.
 #[derive(Debug)]
 pub(crate) struct Tiles(PhantomData<*const ()>); // of this thread: no other may have it
@@ -57,7 +69,7 @@ impl Drop for Tiles {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: `self` exists, so there are tiles; what is in them is this thread's alone, which had one `Tiles`.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        unsafe { each_tile!("tilerelease", options(nostack, nomem, preserves_flags)) }
     }
 }
 
@@ -72,7 +84,7 @@ impl Matrices for Amx {
         shapes.rows[..5].copy_from_slice(&[16, 16, 8, 16, 4]);
         // SAFETY: `self` exists, so there are tiles and this process may use them. The shapes are within those of the first palette: eight
         // tiles of at most 16 rows of at most 64 bytes; the rest is zero, as it must be.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags)) }
+        unsafe { each_tile!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags)) }
         Tiles(PhantomData)
     }
 
@@ -85,7 +97,10 @@ impl Matrices for Amx {
         sums: &mut [Bytes; ROWS],
     ) {
         const { assert!(TO == FROM + 8 || TO == FROM + 4, "a block or half of one") };
-        let (w, x) = (&raw const w[FROM], &raw const x[0][part].q[FROM]);
+        assert!(part < PARTS, "part {part}");
+        let w = w[FROM..].as_ptr();
+        let quad = part * size_of::<Block>() + offset_of!(Block, q) + FROM * size_of::<[i8; 4]>();
+        let x = x.as_ptr().cast::<u8>().wrapping_add(quad);
         /// Multiplies tiles of activations and of weights.
         macro_rules! multiply {
             ($x:literal, $w:literal) => {

@@ -162,7 +162,7 @@ pub(crate) trait Lanes: Copy + Debug {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Asks for a line of memory that will be read soon. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
-    /// The same, of a line that will be read once: it is not to take the place of others in the second cache.
+    /// The same, of a line that will be read once: where that is as fast, it does not take the place of others in the second cache.
     fn prefetch_once(self, line: *const u8);
 }
 
@@ -174,7 +174,33 @@ pub(crate) trait RowsKernel {
 
 /// Plain Rust: for every processor, and what the others are compared with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scalar;
+pub(crate) struct Scalar {
+    /// Whether it has matrices: in tests, which run what is written for them on processors that have none.
+    pub(crate) matrices: bool,
+}
+
+impl Matrices for Scalar {
+    type Tiles = ();
+
+    fn tiles(self) {}
+    fn products<const FROM: usize, const TO: usize>(
+        (): &(),
+        w: &[Bytes; 8],
+        x: &Sixteen,
+        part: usize,
+        sums: &mut [Bytes; ROWS],
+    ) {
+        for (x, sums) in x.iter().zip(sums) {
+            let mut row = [[0; ROWS]];
+            for g in FROM..TO {
+                let (lanes, _) = w[g].as_chunks::<4>();
+                let lanes = std::array::from_fn(|i| u32::from_le_bytes(lanes[i]));
+                add_products(true, lanes, [x[part].q[g]], &mut row);
+            }
+            sums.as_chunks_mut().0.copy_from_slice(&row[0].map(u32::to_le_bytes));
+        }
+    }
+}
 
 /// A lane's four bytes.
 fn each(a: [u32; ROWS], f: impl Fn(u8) -> u8) -> [u32; ROWS] {
@@ -201,10 +227,11 @@ impl Lanes for Scalar {
     const TILE: usize = 6;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
-    type Matrices = Infallible;
+    type Matrices = Self;
 
-    fn matrices(self) -> Option<Infallible> {
-        None
+    #[inline(always)]
+    fn matrices(self) -> Option<Self> {
+        (cfg!(test) && self.matrices).then_some(self)
     }
     #[inline(never)]
     fn call_rows<K: RowsKernel>(self, kernel: K) {

@@ -60,7 +60,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         let Self { weights, panels, x, out, .. } = self;
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
-        let tiles = s.matrices().map(Matrices::tiles);
+        let tiles = s.matrices().filter(|_| x.rows > S::DIRECT).map(Matrices::tiles);
+        let mut filled = [const { [[Block::EMPTY; PARTS]; ROWS] }; MANY / ROWS];
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
@@ -72,6 +73,10 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                 }
                 for chunk in x.chunks() {
                     let x = x.of(row..row + n, &chunk);
+                    let sixteens = match tiles {
+                        Some(_) => sixteens(x, chunk.len(), &mut filled),
+                        None => &[],
+                    };
                     for (panel, sums) in these.clone().zip(&mut sums) {
                         let panel = Direct::<F>(weights.panel(panel), PhantomData);
                         // A constant first: what an instruction set never does is not compiled for it.
@@ -80,12 +85,16 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                             continue;
                         }
                         for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
-                            unpack(s, panel, part, unpacked);
+                            unpack(s, panel, part, tiles.is_some(), unpacked);
                         }
                         let unpacked = Unpacked::<F>(&unpacked, PhantomData);
-                        match &tiles {
-                            Some(tiles) => sixteens(s, tiles, unpacked, chunk.len(), x, sums),
-                            None => rows(s, unpacked, 0..chunk.len(), x, &mut sums[..n]),
+                        let Some(tiles) = &tiles else {
+                            rows(s, unpacked, 0..chunk.len(), x, &mut sums[..n]);
+                            continue;
+                        };
+                        for (x, sums) in sixteens.iter().zip(sums.as_chunks_mut().0) {
+                            let parts = chunk.len();
+                            s.call_rows(TileOfSixteen::<F, S::Matrices> { tiles, unpacked, parts, x, sums });
                         }
                     }
                 }
@@ -264,12 +273,11 @@ impl<S: Lanes, P: Panel> Groups<S> for PartOf<P> {
 }
 
 #[inline(always)]
-fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, to: &mut Part) {
+fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, signed: bool, to: &mut Part) {
     for (g, to) in to.elements.iter_mut().enumerate() {
         let group = panel.group(s, part, g);
-        // A matrix takes signed bytes.
-        let group = match (s.matrices(), S::offset::<F>()) {
-            (Some(_), Some(offset)) => s.subtract(group, offset as u8),
+        let group = match S::offset::<F>() {
+            Some(offset) if signed => s.subtract(group, offset as u8),
             _ => group,
         };
         s.store_bytes(group, to);
@@ -398,41 +406,22 @@ fn add_halves<S: Lanes, F: Format>(
     added
 }
 
-/// Adds the products of some parts for each row of `x`, which are as many blocks a row, sixteen rows at a time.
-#[inline(always)]
-fn sixteens<S: Lanes, F: Format>(
-    s: S,
-    tiles: &TilesOf<S>,
-    unpacked: Unpacked<'_, F>,
-    parts: usize,
-    x: &[Block],
-    sums: &mut Sums,
-) {
-    for (x, sums) in x.chunks(ROWS * parts).zip(sums.as_chunks_mut().0) {
-        let (rows, _) = x.as_chunks();
-        let filled;
-        let x = match rows.first_chunk() {
-            Some(rows) if parts == PARTS => rows,
-            _ => {
-                filled = fill(x, parts);
-                &filled
-            }
-        };
-        s.call_rows(TileOfSixteen::<F, S::Matrices> { tiles, unpacked, parts, x, sums });
+/// Rows of so many blocks, sixteen at a time. Where there are fewer rows, or fewer parts than a chunk has, they are copied: what is
+/// missing is anything, and nobody asks for its sums.
+fn sixteens<'a>(x: &'a [Block], parts: usize, filled: &'a mut [Sixteen; MANY / ROWS]) -> &'a [Sixteen] {
+    if parts == PARTS
+        && let (rows, []) = x.as_chunks()
+        && let (sixteens, []) = rows.as_chunks()
+    {
+        return sixteens;
     }
-}
-
-/// Fewer rows, or fewer parts: what is missing is zero, and nobody asks for its sums.
-#[inline(never)]
-fn fill(x: &[Block], parts: usize) -> Sixteen {
-    let mut filled = [[Block::EMPTY; PARTS]; ROWS];
-    for (to, from) in filled.iter_mut().zip(x.chunks(parts)) {
-        to[..parts].copy_from_slice(from);
+    let rows = x.chunks_exact(parts);
+    let n = rows.len().div_ceil(ROWS);
+    for (to, row) in filled.as_flattened_mut().iter_mut().zip(rows) {
+        to[..parts].copy_from_slice(row);
     }
-    filled
+    &filled[..n]
 }
-
-type TilesOf<S> = <<S as Lanes>::Matrices as Matrices>::Tiles;
 
 /// Adds the products of some parts of a panel for sixteen rows, one part after the other.
 struct TileOfSixteen<'a, F, M: Matrices> {
