@@ -108,7 +108,7 @@ pub fn ratios(csv: &str, processor: &str, ours: &str, theirs: &str) -> Result<Ve
 /// A bar for each ratio, grouped by model and threads, and a line where both are alike.
 #[must_use]
 pub fn svg(ratios: &[Ratio], title: &str, processor: &str) -> String {
-    const LEFT: f64 = 170.0;
+    const LEFT: f64 = 190.0; // the longest name, in a wide font
     const WIDTH: f64 = 480.0;
     const BAR: f64 = 16.0;
     const COLOURS: [&str; 6] = ["#3b6fb6", "#e08a2e", "#5a9e5a", "#a65aa6", "#b65a5a", "#7a7a7a"];
@@ -166,8 +166,8 @@ pub fn svg(ratios: &[Ratio], title: &str, processor: &str) -> String {
     }
     let (height, one) = (y + 34.0, x(1.0));
     format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height:.0}" viewBox="0 0 680 {height:.0}" font-family="sans-serif" font-size="12">
-<rect width="680" height="{height:.0}" fill="#ffffff"/>
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="700" height="{height:.0}" viewBox="0 0 700 {height:.0}" font-family="sans-serif" font-size="12">
+<rect width="700" height="{height:.0}" fill="#ffffff"/>
 <text x="{LEFT}" y="22" font-size="15" font-weight="bold">{title}</text>
 {legend}{body}<line x1="{one:.1}" y1="58" x2="{one:.1}" y2="{y:.1}" stroke="#222222" stroke-dasharray="4 3"/>
 <text x="{LEFT}" y="{:.1}" fill="#555555">{}</text>
