@@ -112,7 +112,7 @@ pub(crate) enum Isa {
     ScalarMatrices,
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
-    /// AVX-512 with VNNI for products of bytes and of half precision, with AMX for those of many rows of bytes where there is that; for f32, AVX2.
+    /// AVX-512 with VNNI for products of bytes and of half precision, and AMX, where there is that, for bytes of many rows; for f32, AVX2.
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
 }

@@ -61,7 +61,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         let mut unpacked = [const { Part::EMPTY }; PARTS];
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
         let tiles = s.matrices().filter(|_| x.rows > S::DIRECT).map(Matrices::tiles);
-        let mut filled = [const { [[Block::EMPTY; PARTS]; ROWS] }; MANY / ROWS];
+        let mut filled = Vec::new();
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
@@ -74,8 +74,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                 for chunk in x.chunks() {
                     let x = x.of(row..row + n, &chunk);
                     let sixteens = match tiles {
-                        Some(_) => sixteens(x, chunk.len(), &mut filled),
-                        None => &[],
+                        Some(_) if n > S::DIRECT => sixteens(x, chunk.len(), &mut filled),
+                        _ => &[],
                     };
                     for (panel, sums) in these.clone().zip(&mut sums) {
                         let panel = Direct::<F>(weights.panel(panel), PhantomData);
@@ -88,13 +88,20 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                             unpack(s, panel, part, tiles.is_some(), unpacked);
                         }
                         let unpacked = Unpacked::<F>(&unpacked, PhantomData);
-                        let Some(tiles) = &tiles else {
-                            rows(s, unpacked, 0..chunk.len(), x, &mut sums[..n]);
-                            continue;
-                        };
-                        for (x, sums) in sixteens.iter().zip(sums.as_chunks_mut().0) {
-                            let parts = chunk.len();
-                            s.call_rows(TileOfSixteen::<F, S::Matrices> { tiles, unpacked, parts, x, sums });
+                        let parts = chunk.len();
+                        match &tiles {
+                            Some(tiles) => {
+                                for (x, sums) in sixteens.iter().zip(sums.as_chunks_mut().0) {
+                                    s.call_rows(TileOfSixteen::<F, S::Matrices> {
+                                        tiles,
+                                        unpacked,
+                                        parts,
+                                        x,
+                                        sums,
+                                    });
+                                }
+                            }
+                            None => rows(s, unpacked, 0..parts, x, &mut sums[..n]),
                         }
                     }
                 }
@@ -408,7 +415,7 @@ fn add_halves<S: Lanes, F: Format>(
 
 /// Rows of so many blocks, sixteen at a time. Where there are fewer rows, or fewer parts than a chunk has, they are copied: what is
 /// missing is anything, and nobody asks for its sums.
-fn sixteens<'a>(x: &'a [Block], parts: usize, filled: &'a mut [Sixteen; MANY / ROWS]) -> &'a [Sixteen] {
+fn sixteens<'a>(x: &'a [Block], parts: usize, filled: &'a mut Vec<Sixteen>) -> &'a [Sixteen] {
     if parts == PARTS
         && let (rows, []) = x.as_chunks()
         && let (sixteens, []) = rows.as_chunks()
@@ -416,11 +423,11 @@ fn sixteens<'a>(x: &'a [Block], parts: usize, filled: &'a mut [Sixteen; MANY / R
         return sixteens;
     }
     let rows = x.chunks_exact(parts);
-    let n = rows.len().div_ceil(ROWS);
+    filled.resize(rows.len().div_ceil(ROWS), [[Block::EMPTY; PARTS]; ROWS]);
     for (to, row) in filled.as_flattened_mut().iter_mut().zip(rows) {
         to[..parts].copy_from_slice(row);
     }
-    &filled[..n]
+    filled
 }
 
 /// Adds the products of some parts of a panel for sixteen rows, one part after the other.
@@ -468,6 +475,5 @@ impl<F: Format, M: Matrices> RowsKernel for TileOfSixteen<'_, F, M> {
 }
 
 /// Sums of a tile: 32-bit integers.
-#[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Products([Bytes; ROWS]);
