@@ -77,10 +77,11 @@ impl Matrices for Infallible {
     }
 }
 
-/// Does something with each group, of which `$g` is the constant number: straight code, where a loop over so much might stay one.
-macro_rules! each_group {
+/// Does something with each of eight (groups of a part, parts of a unit), of which `$g` is the constant number: straight code, where a
+/// loop over so much might stay one.
+macro_rules! each_of_eight {
     ($g:ident: $body:expr) => {
-        each_group!(@ $g $body, 0 1 2 3 4 5 6 7)
+        each_of_eight!(@ $g $body, 0 1 2 3 4 5 6 7)
     };
     (@ $g:ident $body:expr, $($n:literal)*) => {
         $({
@@ -89,7 +90,7 @@ macro_rules! each_group {
         })*
     };
 }
-pub(crate) use each_group;
+pub(crate) use each_of_eight;
 
 /// An instruction set, on [`ROWS`] lanes.
 pub(crate) trait Lanes: Copy + Debug {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
-use super::lanes::{Bytes, Elements, Groups, Lanes, Matrices, ROWS, RowsKernel, Sixteen};
+use super::lanes::{Bytes, Elements, Groups, Lanes, Matrices, ROWS, RowsKernel, Sixteen, each_of_eight};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
@@ -167,6 +167,8 @@ fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; RO
 /// A panel in some form.
 trait Panel: Copy {
     type Format: Format;
+    /// The ways in which a part lies in a unit: as many as a unit has parts.
+    const WAYS: usize;
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
     fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
     /// Asks memory for what will be needed soon, a part at a time.
@@ -188,13 +190,13 @@ impl<'a, F: Format> Direct<'a, F> {
     /// The unit that a part lies in, and which of it that is.
     #[inline(always)]
     fn unit(self, part: usize) -> (&'a [u8], usize) {
-        let of_unit = F::LEN / PART;
-        (&self.0[part / of_unit * F::UNIT..][..F::UNIT], part % of_unit)
+        (&self.0[part / Self::WAYS * F::UNIT..][..F::UNIT], part % Self::WAYS)
     }
 }
 
 impl<F: Format> Panel for Direct<'_, F> {
     type Format = F;
+    const WAYS: usize = F::LEN / PART;
 
     #[inline(always)]
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
@@ -208,7 +210,7 @@ impl<F: Format> Panel for Direct<'_, F> {
     }
     #[inline(always)]
     fn prefetch<S: Lanes>(self, s: S, part: usize) {
-        let bytes = F::UNIT / (F::LEN / PART);
+        let bytes = F::UNIT / Self::WAYS;
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + AHEAD);
         for line in (0..bytes).step_by(64) {
             s.prefetch_once(ahead.wrapping_add(line));
@@ -242,6 +244,7 @@ impl<F> Copy for Unpacked<'_, F> {}
 
 impl<F: Format> Panel for Unpacked<'_, F> {
     type Format = F;
+    const WAYS: usize = 1;
 
     #[inline(always)]
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
@@ -338,41 +341,60 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
                 added[m][i] = s.load(&sums[m][i]);
             }
         }
-        for (p, part) in parts.enumerate() {
-            let mut quads = [&rows[0][p].q; N];
-            for i in 0..N {
-                quads[i] = &rows[i][p].q;
-            }
-            for m in 0..M {
-                let (panel, added) = (panels[m], &mut added[m]);
-                panel.prefetch(s, part);
-                let scales = panel.scales(s, part);
-                let groups = PartOf { panel, part };
-                if P::Format::BY_16 {
-                    let first = s.dots::<_, N, 0, 4>(groups, quads);
-                    let second = s.dots::<_, N, 4, 8>(groups, quads);
+        // Straight code for each way, for what waits for memory: else it would be long for nothing.
+        let ways = const { if N <= STREAMED { P::WAYS } else { 1 } };
+        const { assert!(PARTS.is_multiple_of(P::WAYS), "a chunk has whole units, but for the last") };
+        for first in parts.clone().step_by(ways) {
+            let unit = first / ways;
+            each_of_eight!(WAY: if WAY < ways {
+                let part = unit * ways + WAY;
+                if part < parts.end {
+                    let mut x = [&rows[0][part - parts.start]; N];
                     for i in 0..N {
-                        let x = &rows[i][p];
-                        let dots = [
-                            whole::<S, P::Format>(s, first[i], x.minus_sum[1]),
-                            whole::<S, P::Format>(s, second[i], x.minus_sum[2]),
-                        ];
-                        added[i] = add_halves::<S, P::Format>(s, dots, &scales, x, added[i]);
+                        x[i] = &rows[i][part - parts.start];
                     }
-                } else {
-                    let dots = s.dots::<_, N, 0, 8>(groups, quads);
-                    for i in 0..N {
-                        let x = &rows[i][p];
-                        let dot = whole::<S, P::Format>(s, dots[i], x.minus_sum[0]);
-                        added[i] = add::<S, P::Format>(s, dot, &scales, x, added[i]);
+                    for m in 0..M {
+                        add_part(s, panels[m], part, x, &mut added[m]);
                     }
                 }
-            }
+            });
         }
         for m in 0..M {
             for i in 0..N {
                 s.store(added[m][i], &mut sums[m][i]);
             }
+        }
+    }
+}
+
+/// Adds the products of a part of a panel for a block of each of `N` rows.
+#[inline(always)]
+fn add_part<S: Lanes, P: Panel, const N: usize>(
+    s: S,
+    panel: P,
+    part: usize,
+    x: [&Block; N],
+    added: &mut [S::F; N],
+) {
+    panel.prefetch(s, part);
+    let scales = panel.scales(s, part);
+    let groups = PartOf { panel, part };
+    let quads = x.map(|x| &x.q);
+    if P::Format::BY_16 {
+        let first = s.dots::<_, N, 0, 4>(groups, quads);
+        let second = s.dots::<_, N, 4, 8>(groups, quads);
+        for i in 0..N {
+            let dots = [
+                whole::<S, P::Format>(s, first[i], x[i].minus_sum[1]),
+                whole::<S, P::Format>(s, second[i], x[i].minus_sum[2]),
+            ];
+            added[i] = add_halves::<S, P::Format>(s, dots, &scales, x[i], added[i]);
+        }
+    } else {
+        let dots = s.dots::<_, N, 0, 8>(groups, quads);
+        for i in 0..N {
+            let dot = whole::<S, P::Format>(s, dots[i], x[i].minus_sum[0]);
+            added[i] = add::<S, P::Format>(s, dot, &scales, x[i], added[i]);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::convert::Infallible;
 
 use super::amx::Amx;
-use super::lanes::{Bytes, Elements, Groups, Lanes, Quads, ROWS, RowsKernel, each_group};
+use super::lanes::{Bytes, Elements, Groups, Lanes, Quads, ROWS, RowsKernel, each_of_eight};
 use crate::kernels::simd::x86::Avx2;
 
 /// The proof that the processor has AVX-512 (F, BW, VL, DQ) with VNNI, beside all that [`Avx2`] proves.
@@ -186,7 +186,7 @@ impl Lanes for Avx2 {
             let mut sums = [[_mm256_setzero_si256(); 2]; N];
             let mut pairs = sums;
             // A group for all rows, before the next: what is loaded is used at once.
-            each_group!(G: if (FROM..TO).contains(&G) {
+            each_of_eight!(G: if (FROM..TO).contains(&G) {
                 let fit = const { fit::<W::Elements>() };
                 let w = w.group(self, G);
                 let magnitudes = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
@@ -408,7 +408,7 @@ impl Lanes for Vnni {
         // SAFETY: see above the impl.
         unsafe {
             let mut sums = [_mm512_setzero_si512(); N];
-            each_group!(G: if (FROM..TO).contains(&G) {
+            each_of_eight!(G: if (FROM..TO).contains(&G) {
                 let w = w.group(self, G);
                 for i in 0..N {
                     sums[i] = _mm512_dpbusd_epi32(sums[i], w, _mm512_set1_epi32(word(x[i][G])));

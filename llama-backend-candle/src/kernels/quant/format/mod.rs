@@ -9,9 +9,11 @@
 //! | `Q4_0`, `IQ4_NL` (two blocks), `Q4_1`, `Q5_0` (two), `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes each | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
 //! | `Q8_0` (two) | `d`, 8 × 64 bytes each | vector `v` is group `v` |
 //! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, fifth bits, 4 × 8 × 64 bytes | each 8 vectors: the lower halves a part of 32, the upper halves the next |
-//! | `Q6_K` | 4 × 8 × 64 lower bits, 2 × 8 × 64 upper bits, `d`, 16 × 16 scales | as in a block |
-//! | `Q2_K`, `Q3_K` | 2 × 8 × 64 bytes (`Q3_K`: 8 × 64 third bits), `d` (`-m`), 16 × 16 scales | as in a block |
-//! | `IQ4_XS` | 8 × 4 × 64 bytes, `d`, 8 × 16 scales | as `IQ4_NL` |
+//! | `Q6_K` | `d`, 16 × 16 scales, 2 × (8 × 64 upper bits, 2 × 8 × 64 lower bits) | as in a block |
+//! | `Q2_K`, `Q3_K` | `d` (`-m`), 16 × 16 scales, third bits, 2 × 8 × 64 bytes | as in a block |
+//! | `IQ4_XS` | `d`, 8 × 16 scales, 8 × 4 × 64 bytes | as `IQ4_NL` |
+//!
+//! What a part reads lies after what the parts before it read, or little before: memory is asked for what is ahead (`product.rs`).
 //!
 //! A group is four consecutive elements, of which a part of 32 has eight. The scales of `Q3_K` and `IQ4_XS` are a byte each, and theirs and
 //! `Q6_K`'s units are filled up to whole lines, which makes them 5 %, 3 % and 1 % larger than their blocks.

@@ -3,11 +3,11 @@
 use super::{Format, Scales, at, bit, nibble, put, put_bytes, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
-/// `d`, at `place`, times a signed byte for each 16 elements, behind it.
+/// `d` times a signed byte for each 16 elements, behind it.
 #[inline(always)]
-fn signed_16<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, place));
-    let place = place + 2 * ROWS + 2 * part * ROWS;
+fn signed_16<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+    let d = s.load_f16(at(unit, 0));
+    let place = 2 * ROWS + 2 * part * ROWS;
     let scale = [
         s.mul(d, s.float(s.widen_signed(at(unit, place)))),
         s.mul(d, s.float(s.widen_signed(at(unit, place + ROWS)))),
@@ -43,24 +43,24 @@ fn put_minus(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
 format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 2048, row, block);
+            put_f16(unit, 0, row, block);
             let scale = |part: usize| {
                 let low = block[4 + part / 2] >> (part % 2 * 4) & 15;
                 let high = block[2 + part / 4] >> (part % 4 * 2) & 3;
                 (low | high << 4).wrapping_sub(32)
             };
-            put_bytes(unit, 2080, row, (0..8).map(scale));
-            put(unit, 0, row, &block[8..]);
+            put_bytes(unit, 32, row, (0..8).map(scale));
+            put(unit, 192, row, &block[8..]);
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        uneven(s, nibble(s, unit, part * 256, g))
+        uneven(s, nibble(s, unit, 192 + part * 256, g))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        let d = s.load_f16(at(unit, 2048));
-        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 2080 + part * ROWS))));
+        let d = s.load_f16(at(unit, 0));
+        let scale = s.mul(d, s.float(s.widen_signed(at(unit, 32 + part * ROWS))));
         Scales { scale: [scale; 2], minimum: [scale; 2] }
     }
 }
@@ -74,22 +74,22 @@ fn pair<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, g: usize) -> S::
 format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 1024, row, &block[80..]);
-            put_minus(unit, 1056, row, &block[82..]);
-            put_bytes(unit, 1088, row, block[..16].iter().copied());
-            put(unit, 0, row, &block[16..80]);
+            put_f16(unit, 0, row, &block[80..]);
+            put_minus(unit, 32, row, &block[82..]);
+            put_bytes(unit, 64, row, block[..16].iter().copied());
+            put(unit, 320, row, &block[16..80]);
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        pair(s, unit, 0, part, g)
+        pair(s, unit, 320, part, g)
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        let (d, m) = (s.load_f16(at(unit, 1024)), s.load_f16(at(unit, 1056)));
+        let (d, m) = (s.load_f16(at(unit, 0)), s.load_f16(at(unit, 32)));
         let (mut scale, mut minimum) = ([d; 2], [m; 2]);
         for i in 0..2 {
-            let byte = s.widen(at(unit, 1088 + (2 * part + i) * ROWS));
+            let byte = s.widen(at(unit, 64 + (2 * part + i) * ROWS));
             scale[i] = s.mul(d, s.float(s.and(byte, 15)));
             minimum[i] = s.mul(m, s.float(s.shift_right(byte, 4, 15)));
         }
@@ -101,23 +101,23 @@ format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
-            put_f16(unit, 1536, row, &block[108..]);
+            put_f16(unit, 0, row, &block[108..]);
             let scale = |i: usize| {
                 let (low, high) = (scales[i % 8] >> (i / 8 * 4) & 15, scales[8 + i % 4] >> (i / 4 * 2) & 3);
                 (low | high << 4).wrapping_sub(32)
             };
-            put_bytes(unit, 1568, row, (0..16).map(scale));
-            put(unit, 0, row, q);
-            put(unit, 1024, row, third);
+            put_bytes(unit, 32, row, (0..16).map(scale));
+            put(unit, 320, row, third);
+            put(unit, 832, row, q);
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        s.or(pair(s, unit, 0, part, g), bit(s, vector(s, unit, 1024, g), part, 2))
+        s.or(pair(s, unit, 832, part, g), bit(s, vector(s, unit, 320, g), part, 2))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        signed_16(s, unit, 1536, part)
+        signed_16(s, unit, part)
     }
 }
 
@@ -171,21 +171,23 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
 format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 3072, row, &block[208..]);
-            put_bytes(unit, 3104, row, block[192..208].iter().copied());
-            put(unit, 0, row, &block[..128]);
-            put(unit, 2048, row, &block[128..192]);
+            put_f16(unit, 0, row, &block[208..]);
+            put_bytes(unit, 32, row, block[192..208].iter().copied());
+            for half in 0..2 {
+                put(unit, 320 + 1536 * half, row, &block[128 + 32 * half..][..32]);
+                put(unit, 832 + 1536 * half, row, &block[64 * half..][..64]);
+            }
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        let (part_of, quarter) = (part / 4, part % 4);
-        let four = shared(s, unit, (2 * part_of + quarter % 2) * 512, quarter >= 2, g);
-        let high = vector(s, unit, 2048 + part_of * 512, g);
+        let (half, quarter) = (320 + part / 4 * 1536, part % 4);
+        let high = vector(s, unit, half, g);
+        let four = shared(s, unit, half + 512 + quarter % 2 * 512, quarter >= 2, g);
         s.or(four, s.shift_left(s.shift_right(high, 2 * quarter as u32, 3), 4, 3))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        signed_16(s, unit, 3072, part)
+        signed_16(s, unit, part)
     }
 }
