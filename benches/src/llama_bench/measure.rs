@@ -1,8 +1,8 @@
 //! The measurement: a model is loaded, and prompts and answers of random tokens go through [`Model::forward`].
 //!
 //! As llama.cpp's program does, a prompt starts in an empty slot (or after `depth` positions), an answer too; each is done once
-//! before it is measured, and nothing is sampled: tokens are drawn beforehand. Memory's and the units' speed are measured just before the
-//! model is loaded and just after it is gone, so that their gibibyte is never beside it.
+//! before it is measured, and nothing is sampled: tokens are drawn beforehand. Just before and just after each repetition it is measured
+//! what the machine can do: on one that is shared, that changes from second to second.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,10 +38,10 @@ pub struct Session {
     pub memory: Option<Memory>,
     /// What the engine says that it takes: weights, KV cache and scratch.
     pub planned: Option<u64>,
-    /// The bytes a second that memory gives.
-    pub bandwidth: f64,
-    /// The operations a second in registers.
-    pub fma: f64,
+    /// The bytes a second that memory gave, the most that were measured.
+    pub bandwidth: Option<f64>,
+    /// The operations a second in registers, likewise.
+    pub fma: Option<f64>,
     /// A row for each test.
     pub tests: Vec<Test>,
 }
@@ -55,6 +55,8 @@ pub struct Test {
     pub depth: usize,
     /// Each repetition.
     pub times: Vec<Duration>,
+    /// What the machine could do during each, a second: bytes of memory for an answer, operations in registers for a prompt.
+    pub limits: Vec<f64>,
 }
 
 /// A prompt or an answer.
@@ -95,17 +97,16 @@ impl Test {
 }
 
 impl Session {
-    /// The share of what the machine could do that a test reached, by its middle time: of the bandwidth for an answer, of the FMA peak for a
-    /// prompt.
+    /// The share of what the machine could do at the time that a test reached, in the middle: of the bandwidth for an answer, of the FMA
+    /// peak for a prompt.
     #[must_use]
     pub fn share(&self, test: &Test) -> Option<f64> {
-        match test.kind {
-            Kind::Prompt(n) => Some(prefill_flops(&self.config, n, test.depth) / test.median() / self.fma),
-            Kind::Answer { n, .. } => {
-                let bytes = self.weights.as_ref()?.decode_bytes as f64 * n as f64;
-                Some(bytes / test.median() / self.bandwidth)
-            }
-        }
+        let work = match test.kind {
+            Kind::Prompt(n) => prefill_flops(&self.config, n, test.depth),
+            Kind::Answer { n, .. } => self.weights.as_ref()?.decode_bytes as f64 * n as f64,
+        };
+        let shares = test.times.iter().zip(&test.limits).map(|(time, limit)| work / time.as_secs_f64() / limit);
+        crate::compare::median(shares)
     }
 }
 
@@ -119,7 +120,6 @@ pub fn measure(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan) -> Result<V
 }
 
 fn session(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan, threads: usize) -> Result<Session, Error> {
-    let before = bandwidth(threads)?;
     forget_peak();
     let start = Instant::now();
     let checkpoint = checkpoint::open(path)?;
@@ -132,20 +132,20 @@ fn session(path: &Path, backend: &Arc<dyn Backend>, plan: &Plan, threads: usize)
         _ => None,
     };
     let planned = weights.as_ref().map(|weights| backend.plan(&config, weights.dtype, &params).total());
-    let mut bench = Bench { model, tokens: tokens(&config, plan), logits: Logits::new(), plan };
+    let machine = Machine { threads, bandwidth: None, fma: None, peak: 0 };
+    let mut bench = Bench { model, tokens: tokens(&config, plan), logits: Logits::new(), plan, machine };
     let tests = bench.run()?;
-    let memory = memory();
-    drop(bench);
+    let machine = bench.machine;
     Ok(Session {
         config,
         weights,
         backend: backend.name(),
         threads,
         load,
-        memory,
+        memory: memory().map(|memory| Memory { peak: memory.peak.max(machine.peak), ..memory }),
         planned,
-        bandwidth: before.max(bandwidth(threads)?),
-        fma: fma::peak(threads),
+        bandwidth: machine.bandwidth,
+        fma: machine.fma,
         tests,
     })
 }
@@ -167,12 +167,33 @@ fn params(plan: &Plan, threads: usize) -> LoadParams {
     params
 }
 
-/// The best of a few readings: they last hundredths of a second, in which a machine that is shared may be anywhere.
-fn bandwidth(threads: usize) -> Result<f64, Error> {
-    const READINGS: usize = 3;
-    let memory = Bandwidth::new(threads)?;
-    let best = (0..READINGS).map(|_| memory.read()).min().unwrap_or(Duration::MAX); // there are three
-    Ok(memory.bytes() as f64 / best.as_secs_f64())
+/// What the machine can do, measured again and again.
+struct Machine {
+    threads: usize,
+    /// The most of each.
+    bandwidth: Option<f64>,
+    fma: Option<f64>,
+    /// The most memory that the process has taken, but for what this takes.
+    peak: u64,
+}
+
+impl Machine {
+    /// What limits a test now: see [`Test::limits`].
+    fn limit(&mut self, kind: Kind) -> Result<f64, Error> {
+        let (now, most) = match kind {
+            Kind::Prompt(_) => (fma::peak(self.threads), &mut self.fma),
+            Kind::Answer { .. } => {
+                self.peak = self.peak.max(memory().map_or(0, |memory| memory.peak));
+                let memory = Bandwidth::new(self.threads)?;
+                let bandwidth = memory.bytes() as f64 / memory.read().as_secs_f64();
+                drop(memory);
+                forget_peak();
+                (bandwidth, &mut self.bandwidth)
+            }
+        };
+        *most = Some(most.map_or(now, |most| most.max(now)));
+        Ok(now)
+    }
 }
 
 /// As many tokens as any test feeds to a slot.
@@ -187,6 +208,7 @@ struct Bench<'a> {
     tokens: Vec<TokenId>,
     logits: Logits,
     plan: &'a Plan,
+    machine: Machine,
 }
 
 impl Bench<'_> {
@@ -214,6 +236,7 @@ impl Bench<'_> {
         };
         self.fill(depth, n_slots)?;
         let mut times = Vec::new();
+        let mut limits = Vec::new();
         for repetition in 0..=self.plan.repetitions {
             for slot in 0..n_slots {
                 self.model.truncate(Slot(slot), depth)?;
@@ -228,8 +251,10 @@ impl Bench<'_> {
             if repetition > 0 {
                 times.push(start.elapsed());
             }
+            limits.push(self.machine.limit(kind)?);
         }
-        Ok(Test { kind, depth, times })
+        let limits = limits.windows(2).map(|around| (around[0] + around[1]) / 2.0).collect();
+        Ok(Test { kind, depth, times, limits })
     }
 
     /// Gives so many slots the same first positions.

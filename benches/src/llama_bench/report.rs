@@ -39,8 +39,8 @@ struct Row<'a> {
     anonymous_bytes: Option<u64>,
     file_bytes: Option<u64>,
     planned_bytes: Option<u64>,
-    read_bytes_per_s: f64,
-    fma_flops_per_s: f64,
+    read_bytes_per_s: Option<f64>,
+    fma_flops_per_s: Option<f64>,
 }
 
 /// The rows as JSON.
@@ -148,13 +148,14 @@ fn is_number(column: usize) -> bool {
 }
 
 fn summary(session: &Session) -> String {
-    let mut out = format!(
-        "{} threads: loaded in {:.2} s; memory is read at {:.1} GB/s, and the f32 FMA peak is {:.0} GFLOP/s\n",
-        session.threads,
-        session.load.as_secs_f64(),
-        session.bandwidth / 1e9,
-        session.fma / 1e9,
-    );
+    let mut out = format!("{} threads: loaded in {:.2} s", session.threads, session.load.as_secs_f64());
+    if let Some(bandwidth) = session.bandwidth {
+        out += &format!("; memory is read at {:.1} GB/s at most", bandwidth / 1e9);
+    }
+    if let Some(fma) = session.fma {
+        out += &format!("; the f32 FMA peak is {:.0} GFLOP/s", fma / 1e9);
+    }
+    out += "\n";
     for test in &session.tests {
         if let Kind::Prompt(n) = test.kind {
             let at = if test.depth > 0 { format!(" after {} others", test.depth) } else { String::new() };

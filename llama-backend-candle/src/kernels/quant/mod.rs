@@ -28,7 +28,7 @@ use llama_backend::DType;
 
 use self::format::Format;
 pub(crate) use self::lanes::{Lanes, ROWS, RowsKernel, Scalar};
-pub(crate) use self::product::multiply;
+pub(crate) use self::product::{STREAMS, multiply};
 use super::memory::Region;
 use super::{Context, SERIAL_BELOW};
 use activations::{Arranged, Block, PARTS};

@@ -17,7 +17,7 @@ const MANY: usize = 64;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
 const PANELS: usize = 4;
 /// Panels at a time for [`STREAMED`] rows.
-const STREAMS: usize = 4;
+pub(crate) const STREAMS: usize = 4;
 /// Rows at most that read [`STREAMS`] panels at a time: one, which may be fine.
 const STREAMED: usize = 2;
 /// Bytes between what is multiplied and what memory is asked for, in each stream.
