@@ -105,7 +105,8 @@ impl Session {
             Kind::Prompt(n) => prefill_flops(&self.config, n, test.depth),
             Kind::Answer { n, .. } => self.weights.as_ref()?.decode_bytes as f64 * n as f64,
         };
-        let shares = test.times.iter().zip(&test.limits).map(|(time, limit)| work / time.as_secs_f64() / limit);
+        let shares =
+            test.times.iter().zip(&test.limits).map(|(time, limit)| work / time.as_secs_f64() / limit);
         crate::compare::median(shares)
     }
 }

@@ -20,7 +20,7 @@ use super::Context;
 use super::columns::Columns;
 use super::dense::{Arranged, CHUNK, chunks};
 use super::memory::Region;
-use super::quant::{Lanes, RowsKernel};
+use super::quant::{Lanes, RowsKernel, STREAMS};
 use super::simd::{Isa, LINE};
 
 /// Weight rows of a panel.
@@ -31,8 +31,6 @@ const FEW: usize = 6;
 const BLOCK: usize = 264;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
 const PANELS: usize = 4;
-/// Memory is asked for so many bytes ahead.
-const AHEAD: usize = 4096;
 
 /// A column of a panel, as it is stored.
 type Column = [u8; 2 * ROWS];
@@ -134,8 +132,8 @@ impl<E: Half> RowsKernel for Multiply<'_, '_, E> {
             let n = BLOCK.min(x.n() - block);
             let rows = block..block + n;
             match n {
-                // One row waits for memory, and for its sums: those of two panels hide the latency of each other's.
-                1 => few::<S, E, 1, 2>(s, panels, x, rows, out),
+                // One row waits for memory, which brings several streams that are apart faster than one.
+                1 => few::<S, E, 1, STREAMS>(s, panels, x, rows, out),
                 2 => few::<S, E, 2, 1>(s, panels, x, rows, out),
                 3 => few::<S, E, 3, 1>(s, panels, x, rows, out),
                 4 => few::<S, E, 4, 1>(s, panels, x, rows, out),
@@ -177,7 +175,7 @@ fn few<S: Lanes, E: Half, const N: usize, const P: usize>(
                 for p in 0..P {
                     let column = &columns[p][j];
                     if (j * size_of::<Column>()).is_multiple_of(LINE) {
-                        s.prefetch_once(column.as_ptr().wrapping_add(AHEAD));
+                        s.prefetch_once(column.as_ptr().wrapping_add(S::AHEAD));
                     }
                     let weights = E::widen(s, column);
                     for i in 0..N {

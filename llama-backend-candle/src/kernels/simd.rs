@@ -265,33 +265,14 @@ pub(crate) mod x86 {
 
     /// The proof that the processor has AVX2, FMA and F16C.
     #[derive(Debug, Clone, Copy)]
-    pub(crate) struct Avx2 {
-        /// Reads past the second cache are as fast as others.
-        past: bool,
-    }
+    pub(crate) struct Avx2(());
 
     impl Avx2 {
         pub(crate) fn detect() -> Option<Self> {
-            // Intel's have few of them under way at a time: on an Emerald Rapids, they read memory at a third of its speed.
-            let CpuidResult { ebx, edx, ecx, .. } = cpuid(0, 0);
-            let vendor = [ebx, edx, ecx].map(u32::to_le_bytes);
             (is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c"))
-            .then_some(Self { past: vendor.as_flattened() != b"GenuineIntel" })
-        }
-
-        /// Asks for a line of memory that will be read once: past the second cache, where that is as fast. The address need not be anybody's.
-        #[inline(always)]
-        pub(crate) fn prefetch_once(self, line: *const u8) {
-            // SAFETY: a prefetch of any address is no access.
-            unsafe {
-                if self.past {
-                    _mm_prefetch::<_MM_HINT_NTA>(line.cast());
-                } else {
-                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
-                }
-            }
+            .then_some(Self(()))
         }
     }
 

@@ -97,8 +97,9 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays. None where that always pays but for one row,
     /// which is multiplied apart.
     const DIRECT: usize;
-    /// Whether one row is multiplied faster than memory brings weights.
-    const WAITS: bool;
+    /// Bytes between what a row of activations reads of one of several streams of weights and what memory is asked for; 0 where multiplying
+    /// takes longer than reading.
+    const AHEAD: usize;
     /// Rows of bytes of a tile, as registers allow: up to 8.
     const TILE_OF_BYTES: usize;
     /// Bytes, or 32-bit integers.
@@ -163,7 +164,7 @@ pub(crate) trait Lanes: Copy + Debug {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Asks for a line of memory that will be read soon. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
-    /// The same, of a line that will be read once: where that is as fast, it does not take the place of others in the second cache.
+    /// The same, of a line that will be read once, in the way in which the processor does that fastest.
     fn prefetch_once(self, line: *const u8);
 }
 
@@ -223,7 +224,7 @@ fn add_products<const N: usize>(signed: bool, w: [u32; ROWS], x: [[i8; 4]; N], s
 
 impl Lanes for Scalar {
     const DIRECT: usize = 0;
-    const WAITS: bool = false;
+    const AHEAD: usize = 0;
     const TILE_OF_BYTES: usize = 4;
     const TILE: usize = 6;
     type I = [u32; ROWS];

@@ -20,8 +20,6 @@ const PANELS: usize = 4;
 pub(crate) const STREAMS: usize = 4;
 /// Rows at most that read [`STREAMS`] panels at a time: one, which may be fine.
 const STREAMED: usize = 2;
-/// Bytes between what is multiplied and what memory is asked for, in each stream.
-const AHEAD: usize = 1536;
 
 /// `out = x · weightsᵀ` for some panels, on one thread.
 ///
@@ -120,7 +118,7 @@ impl<F: Format> Multiply<'_, '_, F> {
     #[inline(always)]
     fn stream<S: Lanes>(mut self, s: S) {
         let Range { mut start, end } = self.panels;
-        if const { S::WAITS } {
+        if const { S::AHEAD > 0 } {
             let apart = (end - start) / STREAMS;
             for panel in start..start + apart {
                 self.panels(s, std::array::from_fn::<_, STREAMS, _>(|m| panel + m * apart));
@@ -211,7 +209,9 @@ impl<F: Format> Panel for Direct<'_, F> {
     #[inline(always)]
     fn prefetch<S: Lanes>(self, s: S, part: usize) {
         let bytes = F::UNIT / Self::WAYS;
-        let ahead = self.0.as_ptr().wrapping_add(part * bytes + AHEAD);
+        // Of 256 elements a row, the first parts read what the others need too: more than their share.
+        let ahead = S::AHEAD + if Self::WAYS == 8 { F::UNIT / 4 } else { 0 };
+        let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
         for line in (0..bytes).step_by(64) {
             s.prefetch_once(ahead.wrapping_add(line));
         }
