@@ -18,6 +18,7 @@ pub(crate) mod activations;
 mod amx;
 mod format;
 mod lanes;
+mod panel;
 mod product;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;

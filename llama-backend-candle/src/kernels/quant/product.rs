@@ -5,13 +5,12 @@ use std::ops::Range;
 
 use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
-use super::lanes::{Bytes, Elements, Groups, Lanes, Matrices, ROWS, RowsKernel, Sixteen, each_of_eight};
+use super::lanes::{Bytes, Elements, Lanes, Matrices, ROWS, RowsKernel, Sixteen, each_of_eight};
+use super::panel::{Direct, Panel, Part, PartOf, Unpacked, unpack};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
 
-/// Elements of a part of a panel, as activations' blocks have.
-const PART: usize = super::activations::LEN;
 /// Rows of activations at a time, of which the second cache holds a chunk.
 const MANY: usize = 64;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
@@ -159,143 +158,6 @@ fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; RO
     }
     for (i, [first, rest]) in sums.as_chunks().0.iter().enumerate() {
         write(i, &std::array::from_fn(|r| first[r] + rest[r]));
-    }
-}
-
-/// A panel in some form.
-trait Panel: Copy {
-    type Format: Format;
-    /// The ways in which a part lies in a unit: as many as a unit has parts.
-    const WAYS: usize;
-    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
-    /// Asks memory for what will be needed soon, a part at a time.
-    #[inline(always)]
-    fn prefetch<S: Lanes>(self, _: S, _part: usize) {}
-}
-
-/// As it is packed.
-struct Direct<'a, F>(&'a [u8], PhantomData<F>);
-
-impl<F> Clone for Direct<'_, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<F> Copy for Direct<'_, F> {}
-
-impl<'a, F: Format> Direct<'a, F> {
-    /// The unit that a part lies in, and which of it that is.
-    #[inline(always)]
-    fn unit(self, part: usize) -> (&'a [u8], usize) {
-        (&self.0[part / Self::WAYS * F::UNIT..][..F::UNIT], part % Self::WAYS)
-    }
-}
-
-impl<F: Format> Panel for Direct<'_, F> {
-    type Format = F;
-    const WAYS: usize = F::LEN / PART;
-
-    #[inline(always)]
-    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
-        let (unit, part) = self.unit(part);
-        F::group(s, unit, part, g)
-    }
-    #[inline(always)]
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
-        let (unit, part) = self.unit(part);
-        F::scales(s, unit, part)
-    }
-    #[inline(always)]
-    fn prefetch<S: Lanes>(self, s: S, part: usize) {
-        let bytes = F::UNIT / Self::WAYS;
-        // Of 256 elements a row, the first parts read what the others need too: more than their share.
-        let ahead = S::AHEAD + if Self::WAYS == 8 { F::UNIT / 4 } else { 0 };
-        let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
-        for line in (0..bytes).step_by(64) {
-            s.prefetch_once(ahead.wrapping_add(line));
-        }
-    }
-}
-
-/// 32 elements of [`ROWS`] rows, as bytes with their scales.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Part {
-    elements: [Bytes; 8],
-    scale: [[f32; ROWS]; 2],
-    minimum: [[f32; ROWS]; 2],
-}
-
-impl Part {
-    const EMPTY: Self =
-        Self { elements: [[0; 4 * ROWS]; 8], scale: [[0.0; ROWS]; 2], minimum: [[0.0; ROWS]; 2] };
-}
-
-/// Some parts of a panel.
-struct Unpacked<'a, F>(&'a [Part; PARTS], PhantomData<F>);
-
-impl<F> Clone for Unpacked<'_, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<F> Copy for Unpacked<'_, F> {}
-
-impl<F: Format> Panel for Unpacked<'_, F> {
-    type Format = F;
-    const WAYS: usize = 1;
-
-    #[inline(always)]
-    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
-        s.bytes(&self.0[part].elements[g])
-    }
-    #[inline(always)]
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
-        let part = &self.0[part];
-        Scales {
-            scale: [s.load(&part.scale[0]), s.load(&part.scale[1])],
-            minimum: [s.load(&part.minimum[0]), s.load(&part.minimum[1])],
-        }
-    }
-}
-
-/// A part of a panel.
-struct PartOf<P> {
-    panel: P,
-    part: usize,
-}
-
-impl<P: Copy> Clone for PartOf<P> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<P: Copy> Copy for PartOf<P> {}
-
-impl<S: Lanes, P: Panel> Groups<S> for PartOf<P> {
-    type Elements = P::Format;
-
-    #[inline(always)]
-    fn group(self, s: S, g: usize) -> S::I {
-        self.panel.group(s, self.part, g)
-    }
-}
-
-#[inline(always)]
-fn unpack<S: Lanes, F: Format>(s: S, panel: Direct<'_, F>, part: usize, signed: bool, to: &mut Part) {
-    for (g, to) in to.elements.iter_mut().enumerate() {
-        let group = panel.group(s, part, g);
-        let group = match S::offset::<F>() {
-            Some(offset) if signed => s.subtract(group, offset as u8),
-            _ => group,
-        };
-        s.store_bytes(group, to);
-    }
-    let Scales { scale, minimum } = panel.scales(s, part);
-    for i in 0..2 {
-        s.store(scale[i], &mut to.scale[i]);
-        s.store(minimum[i], &mut to.minimum[i]);
     }
 }
 

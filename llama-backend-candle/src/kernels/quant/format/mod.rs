@@ -13,7 +13,7 @@
 //! | `Q2_K`, `Q3_K` | `d` (`-m`), 16 × 16 scales, third bits, 2 × 8 × 64 bytes | as in a block |
 //! | `IQ4_XS` | `d`, 8 × 16 scales, 8 × 4 × 64 bytes | as `IQ4_NL` |
 //!
-//! What a part reads lies after what the parts before it read, or little before: memory is asked for what is ahead (`product.rs`).
+//! What a part reads lies after what the parts before it read, or little before: memory is asked for what is ahead (`panel.rs`).
 //!
 //! A group is four consecutive elements, of which a part of 32 has eight. The scales of `Q3_K` and `IQ4_XS` are a byte each, and theirs and
 //! `Q6_K`'s units are filled up to whole lines, which makes them 5 %, 3 % and 1 % larger than their blocks.
