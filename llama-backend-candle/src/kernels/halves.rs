@@ -4,8 +4,8 @@
 //! and once in memory. A vector runs across rows, so that no lanes are ever added: each sum is one chain of fused multiply-adds, from the
 //! first column to the last. That order knows neither the batch nor the part of it that is computed at a time.
 //!
-//! Few rows of activations widen a panel in registers, as memory brings it; for many, a chunk of a panel is widened first and stays
-//! in the first cache while all rows use it.
+//! One group of activations widens a panel in registers, as memory brings it; for more, some columns of a panel are widened first and stay
+//! in the first cache while all groups use them.
 //!
 //! Shapes: `x: [n, k]`, weights `[n_out, k]`, `out: [n, n_out]`.
 
@@ -18,17 +18,15 @@ use llama_backend::DType;
 
 use super::Context;
 use super::columns::Columns;
-use super::dense::{Arranged, CHUNK, chunks};
+use super::dense::{Arranged, CHUNK, GROUP, Group, chunks};
 use super::memory::Region;
 use super::quant::{Lanes, RowsKernel, STREAMS};
 use super::simd::{Isa, LINE};
 
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = super::quant::ROWS;
-/// Rows of activations that widen a panel in registers.
-const FEW: usize = 6;
-/// Rows of activations at a time, of which the second cache holds a chunk: a panel is widened once for so many.
-const BLOCK: usize = 264;
+/// Groups of activations at a time, of which the second cache holds a chunk: a panel is widened once for so many.
+const BLOCK: usize = 44;
 /// Panels at a time: a chunk of the rows is brought to the second cache once for so many.
 const PANELS: usize = 4;
 
@@ -127,154 +125,168 @@ struct Multiply<'a, 'b, E> {
 impl<E: Half> RowsKernel for Multiply<'_, '_, E> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
+        match (self.x.n_groups(), self.x.group()) {
+            (0, _) => {}
+            // One row waits for memory, which brings several streams that are apart faster than one.
+            (1, 1) => self.few::<S, 1, STREAMS>(s),
+            (1, 2) => self.few::<S, 2, 1>(s),
+            (1, 3) => self.few::<S, 3, 1>(s),
+            (1, 4) => self.few::<S, 4, 1>(s),
+            (1, 5) => self.few::<S, 5, 1>(s),
+            (1, _) => self.few::<S, GROUP, 1>(s),
+            // Of several groups, none has fewer rows than four.
+            (_, 4) => self.several::<S, 4>(s),
+            (_, 5) => self.several::<S, 5>(s),
+            _ => self.several::<S, GROUP>(s),
+        }
+    }
+}
+
+impl<E: Half> Multiply<'_, '_, E> {
+    /// Several groups of `G` rows, in the tiles that the processor has registers for.
+    #[inline(always)]
+    fn several<S: Lanes, const G: usize>(self, s: S) {
+        if const { S::TILES >= 4 } { self.many::<S, G, 2>(s) } else { self.many::<S, G, 1>(s) }
+    }
+
+    /// One group of `G` rows, and `P` panels at a time.
+    #[inline(always)]
+    fn few<S: Lanes, const G: usize, const P: usize>(self, s: S) {
         let Self { panels, x, out, .. } = self;
-        for block in (0..x.n()).step_by(BLOCK) {
-            let n = BLOCK.min(x.n() - block);
-            let rows = block..block + n;
-            match n {
-                // One row waits for memory, which brings several streams that are apart faster than one.
-                1 => few::<S, E, 1, STREAMS>(s, panels, x, rows, out),
-                2 => few::<S, E, 2, 1>(s, panels, x, rows, out),
-                3 => few::<S, E, 3, 1>(s, panels, x, rows, out),
-                4 => few::<S, E, 4, 1>(s, panels, x, rows, out),
-                5 => few::<S, E, 5, 1>(s, panels, x, rows, out),
-                FEW => few::<S, E, FEW, 1>(s, panels, x, rows, out),
-                _ => many::<S, E>(s, panels, x, rows, out),
+        for (i, panels) in panels.chunks(P * x.k()).enumerate() {
+            let mut sums = [[s.splat(0.0); G]; P];
+            let mut panel = [&panels[..x.k()]; P];
+            for (p, panel) in panel.iter_mut().enumerate() {
+                // Behind the last it is that again, whose sums nobody writes.
+                *panel = panels.get(p * x.k()..(p + 1) * x.k()).unwrap_or(panel);
             }
-        }
-    }
-}
-
-/// `N` rows of activations, which `rows` are, and `P` panels at a time.
-#[inline(always)]
-fn few<S: Lanes, E: Half, const N: usize, const P: usize>(
-    s: S,
-    panels: &[Column],
-    x: Arranged<'_>,
-    rows: Range<usize>,
-    out: &mut Columns<'_>,
-) {
-    for (i, panels) in panels.chunks(P * x.k()).enumerate() {
-        let mut sums = [[s.splat(0.0); N]; P];
-        let mut panel = [&panels[..x.k()]; P];
-        for (p, panel) in panel.iter_mut().enumerate() {
-            // Behind the last it is that again, whose sums nobody writes.
-            *panel = panels.get(p * x.k()..(p + 1) * x.k()).unwrap_or(panel);
-        }
-        for chunk in chunks(x.k()) {
-            let numbers = x.rows(rows.start, N, chunk.start);
-            let mut each = [&numbers[0][..chunk.len()]; N];
-            for i in 0..N {
-                each[i] = &numbers[i][..chunk.len()];
-            }
-            let mut columns = [&panel[0][chunk.clone()]; P];
-            for p in 0..P {
-                columns[p] = &panel[p][chunk.clone()];
-            }
-            for j in 0..chunk.len() {
+            for chunk in chunks(x.k()) {
+                let numbers = &x.groups::<G>(0..1, chunk.start)[0][..chunk.len()];
+                let mut columns = [&panel[0][chunk.clone()]; P];
                 for p in 0..P {
-                    let column = &columns[p][j];
-                    if (j * size_of::<Column>()).is_multiple_of(LINE) {
-                        s.prefetch_once(column.as_ptr().wrapping_add(S::AHEAD));
-                    }
-                    let weights = E::widen(s, column);
-                    for i in 0..N {
-                        sums[p][i] = s.mul_add(weights, s.splat(each[i][j]), sums[p][i]);
+                    columns[p] = &panel[p][chunk.clone()];
+                }
+                for (j, numbers) in numbers.iter().enumerate() {
+                    for p in 0..P {
+                        let column = &columns[p][j];
+                        if (j * size_of::<Column>()).is_multiple_of(LINE) {
+                            s.prefetch_once(column.as_ptr().wrapping_add(S::AHEAD));
+                        }
+                        let weights = E::widen(s, column);
+                        for i in 0..G {
+                            sums[p][i] = s.mul_add(weights, s.splat(numbers[i]), sums[p][i]);
+                        }
                     }
                 }
             }
+            for (p, sums) in sums.into_iter().enumerate() {
+                for (row, sums) in sums.into_iter().enumerate() {
+                    let mut numbers = [0.0; ROWS];
+                    s.store(sums, &mut numbers);
+                    out.write(row, (i * P + p) * ROWS, &numbers);
+                }
+            }
         }
-        for (p, sums) in sums.into_iter().enumerate() {
-            for (row, sums) in sums.into_iter().enumerate() {
-                let mut numbers = [0.0; ROWS];
-                s.store(sums, &mut numbers);
-                out.write(rows.start + row, (i * P + p) * ROWS, &numbers);
+    }
+
+    /// Several groups of `G` rows, in tiles of `T` groups and as many panels, whose sums registers hold.
+    ///
+    /// Sums lie together until they are whole: rows of the result are a power of two apart in most models, and would share a few lines of
+    /// the caches.
+    #[inline(always)]
+    fn many<S: Lanes, const G: usize, const T: usize>(self, s: S) {
+        const { assert!(PANELS.is_multiple_of(T) && CHUNK.is_multiple_of(T)) };
+        let Self { panels, x, out, .. } = self;
+        let k = x.k();
+        let mut wide = Wide([[0.0; ROWS]; CHUNK]);
+        let mut sums = [[[[0.0; ROWS]; G]; BLOCK]; PANELS];
+        for block in (0..x.n_groups()).step_by(BLOCK) {
+            let n = BLOCK.min(x.n_groups() - block);
+            for (i, panels) in panels.chunks(PANELS * k).enumerate() {
+                for sums in &mut sums {
+                    sums[..n].fill([[0.0; ROWS]; G]);
+                }
+                for from in (0..k).step_by(CHUNK / T) {
+                    let columns = from..k.min(from + CHUNK / T);
+                    let groups = x.groups::<G>(block..block + n, from / CHUNK * CHUNK);
+                    for (panels, sums) in panels.chunks(T * k).zip(sums.as_chunks_mut::<T>().0) {
+                        let wide = &mut wide.0.as_chunks_mut::<T>().0[..columns.len()];
+                        for (p, panel) in panels.chunks_exact(k).enumerate() {
+                            for (column, wide) in panel[columns.clone()].iter().zip(&mut *wide) {
+                                s.store(E::widen(s, column), &mut wide[p]);
+                            }
+                        }
+                        // The next panels' memory, some of it with each tile.
+                        let next = panels.as_ptr().wrapping_add(T * k + from).cast::<u8>();
+                        let lines = size_of::<Column>() * columns.len() / LINE;
+                        for t in (0..n).step_by(T) {
+                            for line in lines * t / n..lines * n.min(t + T) / n {
+                                for p in 0..T {
+                                    s.prefetch(next.wrapping_add(p * k * size_of::<Column>() + line * LINE));
+                                }
+                            }
+                            match groups[t..].first_chunk::<T>() {
+                                Some(groups) => tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t),
+                                None => tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t),
+                            }
+                        }
+                    }
+                }
+                for (p, sums) in sums.iter().enumerate() {
+                    let rows = block * G..x.n().min((block + n) * G);
+                    for (row, sums) in rows.zip(sums.as_flattened()) {
+                        out.write(row, (i * PANELS + p) * ROWS, sums);
+                    }
+                }
             }
         }
     }
 }
 
-/// Any number of rows, up to [`BLOCK`].
-///
-/// Sums lie together until they are whole: rows of the result are a power of two apart in most models, and would share a few lines of the
-/// caches.
-#[inline(always)]
-fn many<S: Lanes, E: Half>(
-    s: S,
-    panels: &[Column],
-    x: Arranged<'_>,
-    rows: Range<usize>,
-    out: &mut Columns<'_>,
-) {
-    let mut wide = Wide([[0.0; ROWS]; CHUNK]);
-    let mut sums = [[[0.0; ROWS]; BLOCK]; PANELS];
-    let n = rows.len();
-    for (g, group) in panels.chunks(PANELS * x.k()).enumerate() {
-        for sums in &mut sums {
-            sums[..n].fill([0.0; ROWS]);
-        }
-        for chunk in chunks(x.k()) {
-            let numbers = x.rows(rows.start, n, chunk.start);
-            for (panel, sums) in group.chunks_exact(x.k()).zip(&mut sums) {
-                let wide = &mut wide.0[..chunk.len()];
-                for (from, to) in panel[chunk.clone()].iter().zip(&mut *wide) {
-                    s.store(E::widen(s, from), to);
-                }
-                // The next panel's memory, some of it with each row.
-                let next = panel[chunk.start..].as_ptr().wrapping_add(x.k()).cast::<u8>();
-                let lines = size_of::<Column>() * chunk.len() / LINE;
-                let mut row = 0;
-                while row < n {
-                    let (numbers, sums) = (&numbers[row..], &mut sums[row..n]);
-                    let rows = match n - row {
-                        24.. if S::TILE >= 24 => tile::<S, 24>(s, wide, numbers, sums),
-                        12.. if S::TILE >= 12 => tile::<S, 12>(s, wide, numbers, sums),
-                        6.. => tile::<S, 6>(s, wide, numbers, sums),
-                        3.. => tile::<S, 3>(s, wide, numbers, sums),
-                        _ => tile::<S, 1>(s, wide, numbers, sums),
-                    };
-                    for line in lines * row / n..lines * (row + rows) / n {
-                        s.prefetch(next.wrapping_add(line * LINE));
-                    }
-                    row += rows;
-                }
-            }
-        }
-        for p in 0..group.len() / x.k() {
-            for (row, sums) in rows.clone().zip(&sums[p]) {
-                out.write(row, (g * PANELS + p) * ROWS, sums);
-            }
-        }
-    }
-}
-
-/// A chunk of a panel: lines of the cache.
+/// Columns of panels, widened: lines of the cache.
 #[repr(align(64))]
 struct Wide([[f32; ROWS]; CHUNK]);
 
-/// Adds the products of the first `N` rows and a chunk of a panel; `N`.
+/// Adds to the sums from group `t` on the products of `N` groups, of which those are the columns from `from` on, and of `T` panels.
 #[inline(always)]
-fn tile<S: Lanes, const N: usize>(
+fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     s: S,
-    panel: &[[f32; ROWS]],
-    rows: &[[f32; CHUNK]],
-    to: &mut [[f32; ROWS]],
-) -> usize {
-    let (Some(rows), Some(to)) = (rows.first_chunk::<N>(), to.first_chunk_mut::<N>()) else {
-        unreachable!("a tile has as many rows as there are")
-    };
-    let mut sums = [s.splat(0.0); N];
-    for i in 0..N {
-        sums[i] = s.load(&to[i]);
-    }
-    for (j, column) in panel.iter().enumerate().take(CHUNK) {
-        let weights = s.load(column);
-        for i in 0..N {
-            sums[i] = s.mul_add(weights, s.splat(rows[i][j]), sums[i]);
+    wide: &[[[f32; ROWS]; T]],
+    groups: &[Group<G>; N],
+    from: usize,
+    to: &mut [[[[f32; ROWS]; G]; BLOCK]; T],
+    t: usize,
+) {
+    let mut sums = [[[s.splat(0.0); G]; N]; T];
+    let mut columns = [&groups[0][from..][..wide.len()]; N];
+    for n in 0..N {
+        columns[n] = &groups[n][from..][..wide.len()];
+        for p in 0..T {
+            for i in 0..G {
+                sums[p][n][i] = s.load(&to[p][t + n][i]);
+            }
         }
     }
-    for i in 0..N {
-        s.store(sums[i], &mut to[i]);
+    for (j, wide) in wide.iter().enumerate() {
+        let mut weights = [s.load(&wide[0]); T];
+        for p in 1..T {
+            weights[p] = s.load(&wide[p]);
+        }
+        for n in 0..N {
+            s.prefetch(columns[n][j].as_ptr().wrapping_add(N * G * CHUNK).cast());
+            for i in 0..G {
+                let x = s.splat(columns[n][j][i]);
+                for p in 0..T {
+                    sums[p][n][i] = s.mul_add(weights[p], x, sums[p][n][i]);
+                }
+            }
+        }
     }
-    N
+    for n in 0..N {
+        for p in 0..T {
+            for i in 0..G {
+                s.store(sums[p][n][i], &mut to[p][t + n][i]);
+            }
+        }
+    }
 }

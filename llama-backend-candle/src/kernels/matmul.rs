@@ -75,13 +75,12 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
         _ => TASKS_OF_LASTING,
     };
     let mut width = all.div_ceil(per_thread * ctx.pool.n_threads());
-    let mut whole = PANEL;
     if n < LASTING {
         let row = products.iter().map(|product| product.weights.row_bytes(k)).max().unwrap_or(0);
         width = width.min(TASK_BYTES / row.max(1));
-        whole *= quant::STREAMS; // a panel that is left over is read alone, which is slower
     }
-    let width = width.max(1).next_multiple_of(whole);
+    // A panel that is left over is taken alone, which is slower.
+    let width = width.max(1).next_multiple_of(quant::STREAMS * PANEL);
     // What the matrices ask of the activations: as they are, arranged, or as bytes.
     let arranged = match products.iter().any(|product| product.weights.takes_arranged(n)) {
         true => dense::arranged_len(n, k),

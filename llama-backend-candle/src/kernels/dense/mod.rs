@@ -11,6 +11,7 @@
 //!
 //! Shapes: `x: [n, k]`, `weights: [n_out, k]`, `out: [n, n_out]`.
 
+mod arranged;
 mod dots;
 mod few;
 mod panels;
@@ -21,12 +22,12 @@ use half::{bf16, f16};
 use llama_backend::DType;
 use llama_backend::quant::dequantize;
 
-use super::Isa;
 use super::columns::Columns;
 use super::simd::{Kernel, LANES, LINE, Simd};
+use super::{Context, Isa, SERIAL_BELOW};
 
+pub(crate) use arranged::{Arranged, GROUP, Group, arrange, arranged_len};
 pub(crate) use dots::dots;
-pub(crate) use panels::{Arranged, arrange, arranged_len};
 
 /// Elements of a row whose products are one sum of lanes: of a panel and of a tile's rows, what the first cache holds. Whole blocks of
 /// every type.

@@ -6,71 +6,20 @@
 
 use std::ops::Range;
 
+use super::arranged::{Arranged, GROUP, Group};
 use super::{CHUNK, Source, chunks, load};
 use crate::kernels::columns::Columns;
 use crate::kernels::simd::{Kernel, LANES, LINE, Simd};
-use crate::kernels::{Context, SERIAL_BELOW};
 
 /// Weight rows of a panel.
 const PANEL: usize = 2 * LANES;
-/// Rows of activations of a tile: their sums and a few more fill the sixteen registers.
-const TILE: usize = 6;
-/// Rows of activations at a time, of which the second cache holds a chunk: a panel is made once for so many.
-const BLOCK: usize = 44 * TILE;
+/// Groups of activations at a time, of which the second cache holds a chunk: a panel is made once for so many.
+const BLOCK: usize = 44;
+/// Rows of a group where they do not come to whole ones of [`GROUP`]; of fewer rows than are many, there may be still fewer.
+const FEWER: usize = 5;
 
 /// A tile's sums.
-type Sums<S, const N: usize> = [[<S as Simd>::V; 2]; N];
-
-/// Activations as tiles take them: chunk after chunk, of each the part of every row; the last is filled up with zeros. The rows of a
-/// chunk are a constant apart, so that a tile of any number of them has one pointer.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arranged<'a> {
-    numbers: &'a [f32],
-    n: usize,
-    k: usize,
-}
-
-impl<'a> Arranged<'a> {
-    /// The rows.
-    pub(crate) fn n(&self) -> usize {
-        self.n
-    }
-
-    /// The numbers of a row.
-    pub(crate) fn k(&self) -> usize {
-        self.k
-    }
-
-    /// The chunk from column `chunk` on of some rows.
-    pub(crate) fn rows(&self, from: usize, n: usize, chunk: usize) -> &'a [[f32; CHUNK]] {
-        let start = chunk * self.n + from * CHUNK;
-        self.numbers[start..start + n * CHUNK].as_chunks().0
-    }
-}
-
-/// The numbers of [`Arranged`] activations, of which there are `n` rows.
-pub(crate) fn arranged_len(n: usize, k: usize) -> usize {
-    n * k.next_multiple_of(CHUNK)
-}
-
-/// Copies activations `[n, k]` into `numbers`, which are [`arranged_len`] ones.
-pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [f32]) -> Arranged<'a> {
-    let n = x.len() / k;
-    let task = |c: usize, to: &mut [f32]| {
-        let chunk = c * CHUNK..k.min((c + 1) * CHUNK);
-        for (x, to) in x.chunks_exact(k).zip(to.chunks_exact_mut(CHUNK)) {
-            let (to, zeros) = to.split_at_mut(chunk.len());
-            to.copy_from_slice(&x[chunk.clone()]);
-            zeros.fill(0.0);
-        }
-    };
-    if x.len() < SERIAL_BELOW {
-        numbers.chunks_mut(CHUNK * n).enumerate().for_each(|(c, to)| task(c, to));
-    } else {
-        ctx.pool.chunks(numbers, CHUNK * n, task);
-    }
-    Arranged { numbers, n, k }
-}
+type Sums<S, const G: usize> = [[<S as Simd>::V; 2]; G];
 
 /// `n_out` weight rows times any number of rows of `x`.
 #[inline(always)]
@@ -81,29 +30,40 @@ pub(super) fn many<S: Simd>(
     x: Arranged<'_>,
     out: &mut Columns<'_>,
 ) {
+    match x.group() {
+        GROUP => many_groups::<S, GROUP>(s, weights, n_out, x, out),
+        // As few as many rows have.
+        _ => many_groups::<S, FEWER>(s, weights, n_out, x, out),
+    }
+}
+
+/// The same, of groups of `G` rows.
+#[inline(always)]
+fn many_groups<S: Simd, const G: usize>(
+    s: S,
+    weights: impl Source,
+    n_out: usize,
+    x: Arranged<'_>,
+    out: &mut Columns<'_>,
+) {
+    let (k, n_groups) = (x.k(), x.n_groups());
     let mut panel = Panel([[0.0; PANEL]; CHUNK]);
-    for block in (0..x.n).step_by(BLOCK) {
-        let n = BLOCK.min(x.n - block);
-        for chunk in chunks(x.k) {
+    for block in (0..n_groups).step_by(BLOCK) {
+        for chunk in chunks(k) {
             let n_vectors = chunk.len().div_ceil(LANES);
-            let rows = x.rows(block, n, chunk.start);
+            let groups = x.groups::<G>(block..n_groups.min(block + BLOCK), chunk.start);
             for first in (0..n_out).step_by(PANEL) {
                 panel.fill(s, &weights, first, n_out, &chunk);
                 let panel = &panel.0[..LANES * n_vectors];
-                for (t, rows) in rows.chunks(TILE).enumerate() {
+                for (t, group) in groups.iter().enumerate() {
                     if t < PANEL {
                         // The next panel's memory, some with each tile.
-                        weights.prefetch(s, (first + PANEL + t) * x.k + chunk.start, chunk.len());
+                        weights.prefetch(s, (first + PANEL + t) * k + chunk.start, chunk.len());
                     }
-                    let place = Place { row: block + t * TILE, column: first, is_first: chunk.start == 0 };
-                    match rows.len() {
-                        1 => s.call(Tile::<1> { panel, rows, place, out }),
-                        2 => s.call(Tile::<2> { panel, rows, place, out }),
-                        3 => s.call(Tile::<3> { panel, rows, place, out }),
-                        4 => s.call(Tile::<4> { panel, rows, place, out }),
-                        5 => s.call(Tile::<5> { panel, rows, place, out }),
-                        _ => s.call(Tile::<TILE> { panel, rows, place, out }),
-                    }
+                    let row = (block + t) * G;
+                    let n = G.min(x.n() - row);
+                    let place = Place { row, n, column: first, is_first: chunk.start == 0 };
+                    s.call(Tile { panel, group, place, out });
                 }
             }
         }
@@ -149,41 +109,46 @@ impl Panel {
 #[derive(Clone, Copy)]
 struct Place {
     row: usize,
+    /// The rows that there are of the group.
+    n: usize,
     column: usize,
     /// Whether they are the first there.
     is_first: bool,
 }
 
-/// `N` rows times a panel.
-struct Tile<'a, 'b, 'c, const N: usize> {
+/// A group of `G` rows times a panel.
+struct Tile<'a, 'b, 'c, const G: usize> {
     panel: &'a [[f32; PANEL]],
-    rows: &'a [[f32; CHUNK]],
+    group: &'a Group<G>,
     place: Place,
     out: &'b mut Columns<'c>,
 }
 
-impl<const N: usize> Kernel for Tile<'_, '_, '_, N> {
+impl<const G: usize> Kernel for Tile<'_, '_, '_, G> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { panel, rows, place, out } = self;
-        for i in 0..N {
+        let Self { panel, group, place, out } = self;
+        for i in 0..place.n {
             // Rows of the result lie far apart: asked for now, they are there when the sums are.
             let row = out.row(place.row + i, place.column, PANEL);
             s.prefetch_near(row.as_ptr().cast());
             s.prefetch_near(row.as_ptr().wrapping_add(PANEL - 1).cast());
         }
         let even = {
-            let left = add(s, lane::<S, N>(s, panel, rows, 0), lane(s, panel, rows, 4));
-            add(s, left, add(s, lane(s, panel, rows, 2), lane(s, panel, rows, 6)))
+            let left = add(s, lane::<S, G>(s, panel, group, 0), lane(s, panel, group, 4));
+            add(s, left, add(s, lane(s, panel, group, 2), lane(s, panel, group, 6)))
         };
         let odd = {
-            let left = add(s, lane::<S, N>(s, panel, rows, 1), lane(s, panel, rows, 5));
-            add(s, left, add(s, lane(s, panel, rows, 3), lane(s, panel, rows, 7)))
+            let left = add(s, lane::<S, G>(s, panel, group, 1), lane(s, panel, group, 5));
+            add(s, left, add(s, lane(s, panel, group, 3), lane(s, panel, group, 7)))
         };
         let sums = add(s, even, odd);
-        for i in 0..N {
+        for i in 0..G {
+            if i >= place.n {
+                break;
+            }
             let to = out.row(place.row + i, place.column, PANEL);
             match to.as_chunks_mut::<LANES>() {
                 ([a, b], []) => {
@@ -205,30 +170,22 @@ impl<const N: usize> Kernel for Tile<'_, '_, '_, N> {
 
 /// The sums of one lane's elements.
 #[inline(always)]
-fn lane<S: Simd, const N: usize>(
-    s: S,
-    panel: &[[f32; PANEL]],
-    rows: &[[f32; CHUNK]],
-    l: usize,
-) -> Sums<S, N> {
+fn lane<S: Simd, const G: usize>(s: S, panel: &[[f32; PANEL]], group: &Group<G>, l: usize) -> Sums<S, G> {
     let n_vectors = panel.len() / LANES;
     // All of one length: known to the compiler, so that the loop checks nothing.
     let panel = &panel[l * n_vectors..][..n_vectors];
-    let mut x = [&rows[0].as_chunks::<LANES>().0[..n_vectors]; N];
-    for i in 0..N {
-        x[i] = &rows[i].as_chunks().0[..n_vectors];
-    }
-    // A lane reads some of every line of the rows. The next tile's are asked for meanwhile: an eighth of them for each lane.
-    let lines = N * CHUNK * size_of::<f32>() / LINE;
+    let columns = &group.as_chunks::<LANES>().0[..n_vectors];
+    // The next tile's lines are asked for meanwhile: an eighth of them for each lane.
+    let lines = size_of::<Group<G>>() / LINE;
     for line in lines * l / LANES..lines * (l + 1) / LANES {
-        s.prefetch_near(rows.as_ptr().cast::<u8>().wrapping_add((lines + line) * LINE));
+        s.prefetch_near(group.as_ptr().cast::<u8>().wrapping_add((lines + line) * LINE));
     }
-    let mut sums = [[s.splat(0.0); 2]; N];
+    let mut sums = [[s.splat(0.0); 2]; G];
     for j in 0..n_vectors {
         let (weights, _) = panel[j].as_chunks();
         let (a, b) = (s.load(&weights[0]), s.load(&weights[1]));
-        for i in 0..N {
-            let x = s.splat(x[i][j][l]);
+        for i in 0..G {
+            let x = s.splat(columns[j][l][i]);
             sums[i][0] = s.mul_add(a, x, sums[i][0]);
             sums[i][1] = s.mul_add(b, x, sums[i][1]);
         }
@@ -237,9 +194,9 @@ fn lane<S: Simd, const N: usize>(
 }
 
 #[inline(always)]
-fn add<S: Simd, const N: usize>(s: S, a: Sums<S, N>, b: Sums<S, N>) -> Sums<S, N> {
+fn add<S: Simd, const G: usize>(s: S, a: Sums<S, G>, b: Sums<S, G>) -> Sums<S, G> {
     let mut sums = a;
-    for i in 0..N {
+    for i in 0..G {
         sums[i] = [s.add(a[i][0], b[i][0]), s.add(a[i][1], b[i][1])];
     }
     sums

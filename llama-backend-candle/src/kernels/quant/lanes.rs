@@ -106,8 +106,8 @@ pub(crate) trait Lanes: Copy + Debug {
     type I: Copy;
     /// f32.
     type F: Copy;
-    /// Rows of f32 activations of a tile: their sums and a few vectors more fill the registers.
-    const TILE: usize;
+    /// Groups of f32 activations times panels, of which registers hold the sums beside a few vectors more.
+    const TILES: usize;
 
     /// Products of whole matrices.
     type Matrices: Matrices;
@@ -226,7 +226,7 @@ impl Lanes for Scalar {
     const DIRECT: usize = 0;
     const AHEAD: usize = 0;
     const TILE_OF_BYTES: usize = 4;
-    const TILE: usize = 6;
+    const TILES: usize = 1;
     type I = [u32; ROWS];
     type F = [f32; ROWS];
     type Matrices = Self;

@@ -79,7 +79,7 @@ impl Lanes for Avx2 {
     // reads memory a quarter slower.
     const AHEAD: usize = 512;
     const TILE_OF_BYTES: usize = 4;
-    const TILE: usize = 6;
+    const TILES: usize = 1;
     type I = [__m256i; 2];
     type F = [__m256; 2];
     type Matrices = Infallible;
@@ -320,7 +320,7 @@ impl Lanes for Vnni {
     const DIRECT: usize = 8;
     const AHEAD: usize = 1536;
     const TILE_OF_BYTES: usize = 8;
-    const TILE: usize = 24;
+    const TILES: usize = 4;
     type I = __m512i;
     type F = __m512;
     type Matrices = Amx;
