@@ -170,7 +170,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                     for p in 0..P {
                         let column = &columns[p][j];
                         if (j * size_of::<Column>()).is_multiple_of(LINE) {
-                            s.prefetch_once(column.as_ptr().wrapping_add(S::AHEAD));
+                            s.prefetch(column.as_ptr().wrapping_add(S::AHEAD));
                         }
                         let weights = E::widen(s, column);
                         for i in 0..G {

@@ -100,6 +100,8 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Bytes between what a row of activations reads of one of several streams of weights and what memory is asked for; 0 where multiplying
     /// takes longer than reading.
     const AHEAD: usize;
+    /// Whether one row of bytes reads several panels at a time.
+    const STREAMS: bool;
     /// Rows of bytes of a tile, as registers allow: up to 8.
     const TILE_OF_BYTES: usize;
     /// Bytes, or 32-bit integers.
@@ -164,8 +166,6 @@ pub(crate) trait Lanes: Copy + Debug {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Asks for a line of memory that will be read soon. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
-    /// The same, of a line that will be read once, in the way in which the processor does that fastest.
-    fn prefetch_once(self, line: *const u8);
 }
 
 /// Code to be compiled for each instruction set.
@@ -225,6 +225,7 @@ fn add_products<const N: usize>(signed: bool, w: [u32; ROWS], x: [[i8; 4]; N], s
 impl Lanes for Scalar {
     const DIRECT: usize = 0;
     const AHEAD: usize = 0;
+    const STREAMS: bool = false;
     const TILE_OF_BYTES: usize = 4;
     const TILES: usize = 1;
     type I = [u32; ROWS];
@@ -335,6 +336,4 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
-    #[inline(always)]
-    fn prefetch_once(self, _: *const u8) {}
 }

@@ -60,7 +60,7 @@ impl<F: Format> Panel for Direct<'_, F> {
         let ahead = S::AHEAD + if Self::WAYS == 8 { F::UNIT / 4 } else { 0 };
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
         for line in (0..bytes).step_by(64) {
-            s.prefetch_once(ahead.wrapping_add(line));
+            s.prefetch(ahead.wrapping_add(line));
         }
     }
 }

@@ -117,7 +117,7 @@ impl<F: Format> Multiply<'_, '_, F> {
     #[inline(always)]
     fn stream<S: Lanes>(mut self, s: S) {
         let Range { mut start, end } = self.panels;
-        if const { S::AHEAD > 0 } {
+        if const { S::STREAMS } {
             let apart = (end - start) / STREAMS;
             for panel in start..start + apart {
                 self.panels(s, std::array::from_fn::<_, STREAMS, _>(|m| panel + m * apart));
