@@ -169,7 +169,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                 for (j, numbers) in numbers.iter().enumerate() {
                     for p in 0..P {
                         let column = &columns[p][j];
-                        if (j * size_of::<Column>()).is_multiple_of(LINE) {
+                        if S::AHEAD > 0 && (j * size_of::<Column>()).is_multiple_of(LINE) {
                             s.prefetch(column.as_ptr().wrapping_add(S::AHEAD));
                         }
                         let weights = E::widen(s, column);

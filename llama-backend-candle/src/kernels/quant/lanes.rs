@@ -97,8 +97,7 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays. None where that always pays but for one row,
     /// which is multiplied apart.
     const DIRECT: usize;
-    /// Bytes between what a row of activations reads of one of several streams of weights and what memory is asked for; 0 where multiplying
-    /// takes longer than reading.
+    /// Bytes between what a row of activations reads of the weights and what memory is asked for; 0 where asking gains nothing.
     const AHEAD: usize;
     /// Whether one row of bytes reads several panels at a time.
     const STREAMS: bool;

@@ -55,6 +55,9 @@ impl<F: Format> Panel for Direct<'_, F> {
     }
     #[inline(always)]
     fn prefetch<S: Lanes>(self, s: S, part: usize) {
+        if const { S::AHEAD == 0 } {
+            return;
+        }
         let bytes = F::UNIT / Self::WAYS;
         // Of 256 elements a row, the first parts read what the others need too: more than their share.
         let ahead = S::AHEAD + if Self::WAYS == 8 { F::UNIT / 4 } else { 0 };

@@ -69,11 +69,16 @@ fn vector<S: Lanes>(s: S, unit: &[u8], place: usize, v: usize) -> S::I {
     s.bytes(bytes)
 }
 
+/// The lower or the upper half of each byte.
+#[inline(always)]
+fn half<S: Lanes>(s: S, vector: S::I, upper: bool) -> S::I {
+    if upper { s.shift_right(vector, 4, 15) } else { s.and(vector, 15) }
+}
+
 /// A group of 16 bytes a row: lower halves, then upper halves.
 #[inline(always)]
 fn nibble<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
-    let v = vector(s, unit, place, g % 4);
-    if g < 4 { s.and(v, 15) } else { s.shift_right(v, 4, 15) }
+    half(s, vector(s, unit, place, g % 4), g >= 4)
 }
 
 /// Bit `part` of eight vectors, as bit `to` of the elements.
@@ -84,8 +89,13 @@ fn bit<S: Lanes>(s: S, vector: S::I, part: usize, to: u32) -> S::I {
 
 /// Puts `from`, whole groups of one row, beside those of the other rows.
 fn put(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
+    put_every(1, unit, place, row, from);
+}
+
+/// The same, to every so many vectors.
+fn put_every(step: usize, unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     let vectors = unit[place..].as_chunks_mut::<{ 4 * ROWS }>().0;
-    for (vector, group) in vectors.iter_mut().zip(from.as_chunks::<4>().0) {
+    for (vector, group) in vectors.iter_mut().step_by(step).zip(from.as_chunks::<4>().0) {
         vector[4 * row..4 * row + 4].copy_from_slice(group);
     }
 }

@@ -1,6 +1,8 @@
 //! The formats whose blocks have 256 elements, and scales for parts of them.
 
-use super::{Format, Scales, at, bit, nibble, put, put_bytes, put_f16, rows, uneven, vector};
+use super::{
+    Format, Scales, at, bit, half, nibble, put, put_bytes, put_every, put_f16, rows, uneven, vector,
+};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
 /// `d` times a signed byte for each 16 elements, behind it.
@@ -124,8 +126,7 @@ format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, BY_16;
 /// A group of a part of 32, of which two share eight vectors.
 #[inline(always)]
 fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, g: usize) -> S::I {
-    let v = vector(s, unit, place, g);
-    if upper { s.shift_right(v, 4, 15) } else { s.and(v, 15) }
+    half(s, vector(s, unit, place, g), upper)
 }
 
 format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
@@ -174,17 +175,22 @@ format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16;
             put_f16(unit, 0, row, &block[208..]);
             put_bytes(unit, 32, row, block[192..208].iter().copied());
             for half in 0..2 {
-                put(unit, 320 + 1536 * half, row, &block[128 + 32 * half..][..32]);
-                put(unit, 832 + 1536 * half, row, &block[64 * half..][..64]);
+                // Upper and lower bits that are read together, in turns.
+                put_every(2, unit, 320 + 1536 * half, row, &block[128 + 32 * half..][..32]);
+                put_every(2, unit, 384 + 1536 * half, row, &block[64 * half..][..32]);
+                put(unit, 1344 + 1536 * half, row, &block[64 * half + 32..][..32]);
             }
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        let (half, quarter) = (320 + part / 4 * 1536, part % 4);
-        let high = vector(s, unit, half, g);
-        let four = shared(s, unit, half + 512 + quarter % 2 * 512, quarter >= 2, g);
-        s.or(four, s.shift_left(s.shift_right(high, 2 * quarter as u32, 3), 4, 3))
+        let (place, quarter) = (320 + part / 4 * 1536, part % 4);
+        let low = match quarter % 2 {
+            0 => vector(s, unit, place + 64, 2 * g),
+            _ => vector(s, unit, place + 1024, g),
+        };
+        let high = s.shift_right(vector(s, unit, place, 2 * g), 2 * quarter as u32, 3);
+        s.or(half(s, low, quarter >= 2), s.shift_left(high, 4, 3))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
