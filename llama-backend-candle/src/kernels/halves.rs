@@ -211,6 +211,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                     let groups = x.groups::<G>(block..block + n, from / CHUNK * CHUNK);
                     for (panels, sums) in panels.chunks(T * k).zip(sums.as_chunks_mut::<T>().0) {
                         let wide = &mut wide.0.as_chunks_mut::<T>().0[..columns.len()];
+                        // Where there are fewer than `T` panels, the last are what they were: there are no columns for their sums.
                         for (p, panel) in panels.chunks_exact(k).enumerate() {
                             for (column, wide) in panel[columns.clone()].iter().zip(&mut *wide) {
                                 s.store(E::widen(s, column), &mut wide[p]);
@@ -273,6 +274,7 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
             weights[p] = s.load(&wide[p]);
         }
         for n in 0..N {
+            // The next tile's columns.
             s.prefetch(columns[n][j].as_ptr().wrapping_add(N * G * CHUNK).cast());
             for i in 0..G {
                 let x = s.splat(columns[n][j][i]);
