@@ -74,7 +74,7 @@ pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [
             }
         }
     };
-    let len = (n.div_ceil(GROUP) * group * CHUNK).max(1);
+    let len = arranged_len(n, CHUNK).max(1);
     if x.len() < SERIAL_BELOW {
         numbers.chunks_mut(len).enumerate().for_each(|(c, to)| task(c, to));
     } else {

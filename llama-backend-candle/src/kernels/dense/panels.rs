@@ -146,6 +146,7 @@ impl<const G: usize> Kernel for Tile<'_, '_, '_, G> {
         };
         let sums = add(s, even, odd);
         for i in 0..G {
+            // Not a range to `n`: sums that are taken by constant numbers stay in registers.
             if i >= place.n {
                 break;
             }
