@@ -12,8 +12,16 @@ const PART: usize = super::activations::LEN;
 /// A panel in some form.
 pub(super) trait Panel: Copy {
     type Format: Format;
-    /// The ways in which a part lies in a unit: as many as a unit has parts.
-    const WAYS: usize;
+    type Unit: Unit<Format = Self::Format>;
+    fn unit(self, i: usize) -> Self::Unit;
+}
+
+/// Parts of a panel that lie together.
+pub(super) trait Unit: Copy {
+    type Format: Format;
+    const PARTS: usize;
+    /// All parts are read in the same way.
+    const ALIKE: bool;
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
     fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
     /// Asks memory for what will be needed soon, a part at a time.
@@ -21,7 +29,7 @@ pub(super) trait Panel: Copy {
     fn prefetch<S: Lanes>(self, _: S, _part: usize) {}
 }
 
-/// As it is packed.
+/// As it is packed: a panel, or a unit.
 pub(super) struct Direct<'a, F>(pub(super) &'a [u8], pub(super) PhantomData<F>);
 
 impl<F> Clone for Direct<'_, F> {
@@ -31,36 +39,37 @@ impl<F> Clone for Direct<'_, F> {
 }
 impl<F> Copy for Direct<'_, F> {}
 
-impl<'a, F: Format> Direct<'a, F> {
-    /// The unit that a part lies in, and which of it that is.
+impl<F: Format> Panel for Direct<'_, F> {
+    type Format = F;
+    type Unit = Self;
+
     #[inline(always)]
-    fn unit(self, part: usize) -> (&'a [u8], usize) {
-        (&self.0[part / Self::WAYS * F::UNIT..][..F::UNIT], part % Self::WAYS)
+    fn unit(self, i: usize) -> Self {
+        Self(&self.0[i * F::UNIT..][..F::UNIT], PhantomData)
     }
 }
 
-impl<F: Format> Panel for Direct<'_, F> {
+impl<F: Format> Unit for Direct<'_, F> {
     type Format = F;
-    const WAYS: usize = F::LEN / PART;
+    const PARTS: usize = F::LEN / PART;
+    const ALIKE: bool = F::ALIKE;
 
     #[inline(always)]
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
-        let (unit, part) = self.unit(part);
-        F::group(s, unit, part, g)
+        F::group(s, self.0, part, g)
     }
     #[inline(always)]
     fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
-        let (unit, part) = self.unit(part);
-        F::scales(s, unit, part)
+        F::scales(s, self.0, part)
     }
     #[inline(always)]
     fn prefetch<S: Lanes>(self, s: S, part: usize) {
         if const { S::AHEAD == 0 } {
             return;
         }
-        let bytes = F::UNIT / Self::WAYS;
+        let bytes = F::UNIT / Self::PARTS;
         // Of 256 elements a row, the first parts read what the others need too: more than their share.
-        let ahead = S::AHEAD + if Self::WAYS == 8 { F::UNIT / 4 } else { 0 };
+        let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 4 } else { 0 };
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
         for line in (0..bytes).step_by(64) {
             s.prefetch(ahead.wrapping_add(line));
@@ -92,63 +101,77 @@ impl<F> Clone for Unpacked<'_, F> {
 }
 impl<F> Copy for Unpacked<'_, F> {}
 
-impl<F: Format> Panel for Unpacked<'_, F> {
+impl<'a, F: Format> Panel for Unpacked<'a, F> {
     type Format = F;
-    const WAYS: usize = 1;
+    type Unit = UnpackedPart<'a, F>;
 
     #[inline(always)]
-    fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
-        s.bytes(&self.0[part].elements[g])
-    }
-    #[inline(always)]
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
-        let part = &self.0[part];
-        Scales {
-            scale: [s.load(&part.scale[0]), s.load(&part.scale[1])],
-            minimum: [s.load(&part.minimum[0]), s.load(&part.minimum[1])],
-        }
+    fn unit(self, i: usize) -> Self::Unit {
+        UnpackedPart(&self.0[i], PhantomData)
     }
 }
 
-/// A part of a panel.
-pub(super) struct PartOf<P> {
-    pub(super) panel: P,
-    pub(super) part: usize,
-}
+/// One part.
+pub(super) struct UnpackedPart<'a, F>(&'a Part, PhantomData<F>);
 
-impl<P: Copy> Clone for PartOf<P> {
+impl<F> Clone for UnpackedPart<'_, F> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<P: Copy> Copy for PartOf<P> {}
+impl<F> Copy for UnpackedPart<'_, F> {}
 
-impl<S: Lanes, P: Panel> Groups<S> for PartOf<P> {
-    type Elements = P::Format;
+impl<F: Format> Unit for UnpackedPart<'_, F> {
+    type Format = F;
+    const PARTS: usize = 1;
+    const ALIKE: bool = true;
+
+    #[inline(always)]
+    fn group<S: Lanes>(self, s: S, _: usize, g: usize) -> S::I {
+        s.bytes(&self.0.elements[g])
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(self, s: S, _: usize) -> Scales<S::F> {
+        Scales {
+            scale: [s.load(&self.0.scale[0]), s.load(&self.0.scale[1])],
+            minimum: [s.load(&self.0.minimum[0]), s.load(&self.0.minimum[1])],
+        }
+    }
+}
+
+/// A part of a unit.
+#[derive(Clone, Copy)]
+pub(super) struct PartOf<U> {
+    pub(super) unit: U,
+    pub(super) part: usize,
+}
+
+impl<S: Lanes, U: Unit> Groups<S> for PartOf<U> {
+    type Elements = U::Format;
 
     #[inline(always)]
     fn group(self, s: S, g: usize) -> S::I {
-        self.panel.group(s, self.part, g)
+        self.unit.group(s, self.part, g)
     }
 }
 
 #[inline(always)]
 pub(super) fn unpack<S: Lanes, F: Format>(
     s: S,
-    panel: Direct<'_, F>,
+    unit: Direct<'_, F>,
     part: usize,
     signed: bool,
     to: &mut Part,
 ) {
     for (g, to) in to.elements.iter_mut().enumerate() {
-        let group = panel.group(s, part, g);
+        let group = unit.group(s, part, g);
         let group = match S::offset::<F>() {
             Some(offset) if signed => s.subtract(group, offset as u8),
             _ => group,
         };
         s.store_bytes(group, to);
     }
-    let Scales { scale, minimum } = panel.scales(s, part);
+    let Scales { scale, minimum } = unit.scales(s, part);
     for i in 0..2 {
         s.store(scale[i], &mut to.scale[i]);
         s.store(minimum[i], &mut to.minimum[i]);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::activations::{Arranged, Block, PARTS};
 use super::format::{Format, Scales};
 use super::lanes::{Bytes, Elements, Lanes, Matrices, ROWS, RowsKernel, Sixteen, each_of_eight};
-use super::panel::{Direct, Panel, Part, PartOf, Unpacked, unpack};
+use super::panel::{Direct, Panel, Part, PartOf, Unit, Unpacked, unpack};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
@@ -82,7 +82,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                             continue;
                         }
                         for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
-                            unpack(s, panel, part, tiles.is_some(), unpacked);
+                            let of_unit = Direct::<F>::PARTS;
+                            unpack(s, panel.unit(part / of_unit), part % of_unit, tiles.is_some(), unpacked);
                         }
                         let unpacked = Unpacked::<F>(&unpacked, PhantomData);
                         let parts = chunk.len();
@@ -203,23 +204,14 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
                 added[m][i] = s.load(&sums[m][i]);
             }
         }
-        // Straight code for each way, for what waits for memory: else it would be long for nothing.
-        let ways = const { if N <= STREAMED { P::WAYS } else { 1 } };
-        const { assert!(PARTS.is_multiple_of(P::WAYS), "a chunk has whole units, but for the last") };
-        for first in parts.clone().step_by(ways) {
-            let unit = first / ways;
-            each_of_eight!(WAY: if WAY < ways {
-                let part = unit * ways + WAY;
-                if part < parts.end {
-                    let mut x = [&rows[0][part - parts.start]; N];
-                    for i in 0..N {
-                        x[i] = &rows[i][part - parts.start];
-                    }
-                    for m in 0..M {
-                        add_part(s, panels[m], part, x, &mut added[m]);
-                    }
-                }
-            });
+        const { assert!(PARTS.is_multiple_of(P::Unit::PARTS), "a chunk has whole units, but for the last") };
+        for first in (0..n).step_by(P::Unit::PARTS) {
+            // Where it is one part, the compiler is to know.
+            let end = if P::Unit::PARTS == 1 { first + 1 } else { n.min(first + P::Unit::PARTS) };
+            for m in 0..M {
+                let unit = panels[m].unit((parts.start + first) / P::Unit::PARTS);
+                add_unit(s, unit, first..end, rows, &mut added[m]);
+            }
         }
         for m in 0..M {
             for i in 0..N {
@@ -229,34 +221,66 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
     }
 }
 
-/// Adds the products of a part of a panel for a block of each of `N` rows.
+/// Adds the products of a unit's parts for those blocks of each of `N` rows.
 #[inline(always)]
-fn add_part<S: Lanes, P: Panel, const N: usize>(
+fn add_unit<S: Lanes, U: Unit, const N: usize>(
     s: S,
-    panel: P,
+    unit: U,
+    parts: Range<usize>,
+    rows: [&[Block]; N],
+    added: &mut [S::F; N],
+) {
+    // Straight code where parts lie in several ways, for what waits for memory: else it would be long for nothing.
+    if const { N > STREAMED || U::ALIKE } {
+        for part in parts.clone() {
+            let mut x = [&rows[0][part]; N];
+            for i in 0..N {
+                x[i] = &rows[i][part];
+            }
+            add_part(s, unit, part - parts.start, x, added);
+        }
+    } else {
+        each_of_eight!(WAY: if WAY < U::PARTS {
+            let part = parts.start + WAY;
+            if part < parts.end {
+                let mut x = [&rows[0][part]; N];
+                for i in 0..N {
+                    x[i] = &rows[i][part];
+                }
+                add_part(s, unit, WAY, x, added);
+            }
+        });
+    }
+}
+
+/// Adds the products of a part of a unit for a block of each of `N` rows.
+#[inline(always)]
+fn add_part<S: Lanes, U: Unit, const N: usize>(
+    s: S,
+    unit: U,
     part: usize,
     x: [&Block; N],
     added: &mut [S::F; N],
 ) {
-    panel.prefetch(s, part);
-    let scales = panel.scales(s, part);
-    let groups = PartOf { panel, part };
+    unit.prefetch(s, part);
+    let scales = unit.scales(s, part);
+    let groups = PartOf { unit, part };
     let quads = x.map(|x| &x.q);
-    if P::Format::BY_16 {
+    if U::Format::BY_16 {
         let first = s.dots::<_, N, 0, 4>(groups, quads);
         let second = s.dots::<_, N, 4, 8>(groups, quads);
         for i in 0..N {
             let dots = [
-                whole::<S, P::Format>(s, first[i], x[i].minus_sum[1]),
-                whole::<S, P::Format>(s, second[i], x[i].minus_sum[2]),
+                whole::<S, U::Format>(s, first[i], x[i].minus_sum[1]),
+                whole::<S, U::Format>(s, second[i], x[i].minus_sum[2]),
             ];
-            added[i] = add_halves::<S, P::Format>(s, dots, &scales, x[i], added[i]);
+            added[i] = add_halves::<S, U::Format>(s, dots, &scales, x[i], added[i]);
         }
     } else {
         let dots = s.dots::<_, N, 0, 8>(groups, quads);
         for i in 0..N {
-            let dot = whole::<S, P::Format>(s, dots[i], x[i].minus_sum[0]);
-            added[i] = add::<S, P::Format>(s, dot, &scales, x[i], added[i]);
+            let dot = whole::<S, U::Format>(s, dots[i], x[i].minus_sum[0]);
+            added[i] = add::<S, U::Format>(s, dot, &scales, x[i], added[i]);
         }
     }
 }
@@ -340,7 +364,7 @@ impl<F: Format, M: Matrices> RowsKernel for TileOfSixteen<'_, F, M> {
             } else {
                 M::products::<0, 8>(tiles, weights, x, part, &mut first.0);
             }
-            let scales = unpacked.scales(s, part);
+            let scales = unpacked.unit(part).scales(s, part);
             for i in 0..ROWS {
                 let x = &x[i][part];
                 let dot = s.float(s.bytes(&first.0[i]));

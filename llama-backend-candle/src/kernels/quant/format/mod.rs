@@ -9,7 +9,7 @@
 //! | `Q4_0`, `IQ4_NL` (two blocks), `Q4_1`, `Q5_0` (two), `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes each | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
 //! | `Q8_0` (two) | `d`, 8 × 64 bytes each | vector `v` is group `v` |
 //! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, fifth bits, 4 × 8 × 64 bytes | each 8 vectors: the lower halves a part of 32, the upper halves the next |
-//! | `Q6_K` | `d`, 16 × 16 scales, 2 × (8 × 64 upper bits, 2 × 8 × 64 lower bits) | as in a block |
+//! | `Q6_K` | `d`, 16 × 16 scales, 8 × 2 × 3 × 64 bytes | each three vectors: the lower six bits three groups, the upper two a third of the next |
 //! | `Q2_K`, `Q3_K` | `d` (`-m`), 16 × 16 scales, third bits, 2 × 8 × 64 bytes | as in a block |
 //! | `IQ4_XS` | `d`, 8 × 16 scales, 8 × 4 × 64 bytes | as `IQ4_NL` |
 //!
@@ -42,6 +42,8 @@ pub(crate) trait Format: Elements {
     const BY_16: bool = false;
     /// There are minima.
     const MINIMUM: bool = false;
+    /// The parts of a unit lie alike, so that one code reads them all.
+    const ALIKE: bool = false;
 
     /// Packs the blocks of [`ROWS`] rows; what is not there (a row, the second of two blocks) stays as it is, zero.
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]);
@@ -89,13 +91,8 @@ fn bit<S: Lanes>(s: S, vector: S::I, part: usize, to: u32) -> S::I {
 
 /// Puts `from`, whole groups of one row, beside those of the other rows.
 fn put(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
-    put_every(1, unit, place, row, from);
-}
-
-/// The same, to every so many vectors.
-fn put_every(step: usize, unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     let vectors = unit[place..].as_chunks_mut::<{ 4 * ROWS }>().0;
-    for (vector, group) in vectors.iter_mut().step_by(step).zip(from.as_chunks::<4>().0) {
+    for (vector, group) in vectors.iter_mut().zip(from.as_chunks::<4>().0) {
         vector[4 * row..4 * row + 4].copy_from_slice(group);
     }
 }

@@ -1,8 +1,6 @@
 //! The formats whose blocks have 256 elements, and scales for parts of them.
 
-use super::{
-    Format, Scales, at, bit, half, nibble, put, put_bytes, put_every, put_f16, rows, uneven, vector,
-};
+use super::{Format, Scales, at, bit, half, nibble, put, put_bytes, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
 /// `d` times a signed byte for each 16 elements, behind it.
@@ -169,28 +167,35 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
     }
 }
 
-format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16;
+format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16, ALIKE;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
+            let (lower, upper) = (&block[..128], &block[128..192]);
             put_f16(unit, 0, row, &block[208..]);
             put_bytes(unit, 32, row, block[192..208].iter().copied());
-            for half in 0..2 {
-                // Upper and lower bits that are read together, in turns.
-                put_every(2, unit, 320 + 1536 * half, row, &block[128 + 32 * half..][..32]);
-                put_every(2, unit, 384 + 1536 * half, row, &block[64 * half..][..32]);
-                put(unit, 1344 + 1536 * half, row, &block[64 * half + 32..][..32]);
+            for part in 0..8 {
+                let (half, quarter) = (part / 4, part % 4);
+                let element = |i: usize| {
+                    let lower = lower[64 * half + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 15;
+                    lower | (upper[32 * half + i] >> (2 * quarter) & 3) << 4
+                };
+                // Three of four groups, and of each byte of the fourth two bits beside each of theirs.
+                for (four, place) in [(0, 320 + 384 * part), (16, 512 + 384 * part)] {
+                    let byte = |i: usize| element(four + i) | (element(four + 12 + i % 4) >> (i / 4 * 2)) << 6;
+                    put(unit, place, row, &std::array::from_fn::<_, 12, _>(byte));
+                }
             }
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        let (place, quarter) = (320 + part / 4 * 1536, part % 4);
-        let low = match quarter % 2 {
-            0 => vector(s, unit, place + 64, 2 * g),
-            _ => vector(s, unit, place + 1024, g),
-        };
-        let high = s.shift_right(vector(s, unit, place, 2 * g), 2 * quarter as u32, 3);
-        s.or(half(s, low, quarter >= 2), s.shift_left(high, 4, 3))
+        let place = 320 + 384 * part + g / 4 * 192;
+        if g % 4 < 3 {
+            return s.and(vector(s, unit, place, g % 4), 63);
+        }
+        let first = s.shift_right(vector(s, unit, place, 0), 6, 3);
+        let second = s.shift_right(vector(s, unit, place, 1), 4, 12);
+        s.or(s.or(first, second), s.shift_right(vector(s, unit, place, 2), 2, 48))
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
