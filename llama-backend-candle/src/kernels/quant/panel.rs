@@ -19,6 +19,7 @@ pub(super) trait Panel: Copy {
 /// Parts of a panel that lie together.
 pub(super) trait Unit: Copy {
     type Format: Format;
+    /// How many they are.
     const PARTS: usize;
     /// All parts are read in the same way.
     const ALIKE: bool;
