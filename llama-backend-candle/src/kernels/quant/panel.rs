@@ -69,7 +69,7 @@ impl<F: Format> Unit for Direct<'_, F> {
             return;
         }
         let bytes = F::UNIT / Self::PARTS;
-        // Of 256 elements a row, the first parts read what the others need too: more than their share.
+        // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
         let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 4 } else { 0 };
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
         for line in (0..bytes).step_by(64) {

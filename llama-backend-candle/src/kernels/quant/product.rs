@@ -233,35 +233,32 @@ fn add_unit<S: Lanes, U: Unit, const N: usize>(
     // Straight code where parts lie in several ways, for what waits for memory: else it would be long for nothing.
     if const { N > STREAMED || U::ALIKE } {
         for part in parts.clone() {
-            let mut x = [&rows[0][part]; N];
-            for i in 0..N {
-                x[i] = &rows[i][part];
-            }
-            add_part(s, unit, part - parts.start, x, added);
+            add_part(s, unit, part - parts.start, rows, part, added);
         }
     } else {
         each_of_eight!(WAY: if WAY < U::PARTS {
             let part = parts.start + WAY;
             if part < parts.end {
-                let mut x = [&rows[0][part]; N];
-                for i in 0..N {
-                    x[i] = &rows[i][part];
-                }
-                add_part(s, unit, WAY, x, added);
+                add_part(s, unit, WAY, rows, part, added);
             }
         });
     }
 }
 
-/// Adds the products of a part of a unit for a block of each of `N` rows.
+/// Adds the products of a part of a unit for block `block` of each of `N` rows.
 #[inline(always)]
 fn add_part<S: Lanes, U: Unit, const N: usize>(
     s: S,
     unit: U,
     part: usize,
-    x: [&Block; N],
+    rows: [&[Block]; N],
+    block: usize,
     added: &mut [S::F; N],
 ) {
+    let mut x = [&rows[0][block]; N];
+    for i in 0..N {
+        x[i] = &rows[i][block];
+    }
     unit.prefetch(s, part);
     let scales = unit.scales(s, part);
     let groups = PartOf { unit, part };

@@ -175,14 +175,15 @@ format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16, A
             put_bytes(unit, 32, row, block[192..208].iter().copied());
             for part in 0..8 {
                 let (half, quarter) = (part / 4, part % 4);
-                let element = |i: usize| {
+                let six: [u8; 32] = std::array::from_fn(|i| {
                     let lower = lower[64 * half + quarter % 2 * 32 + i] >> (quarter / 2 * 4) & 15;
                     lower | (upper[32 * half + i] >> (2 * quarter) & 3) << 4
-                };
-                // Three of four groups, and of each byte of the fourth two bits beside each of theirs.
-                for (four, place) in [(0, 320 + 384 * part), (16, 512 + 384 * part)] {
-                    let byte = |i: usize| element(four + i) | (element(four + 12 + i % 4) >> (i / 4 * 2)) << 6;
-                    put(unit, place, row, &std::array::from_fn::<_, 12, _>(byte));
+                });
+                for (i, groups) in six.as_chunks::<16>().0.iter().enumerate() {
+                    // Three of four groups, and of each byte of the fourth two bits beside each of theirs.
+                    let bytes: [u8; 12] =
+                        std::array::from_fn(|j| groups[j] | (groups[12 + j % 4] >> (j / 4 * 2)) << 6);
+                    put(unit, 320 + 384 * part + 192 * i, row, &bytes);
                 }
             }
         }
