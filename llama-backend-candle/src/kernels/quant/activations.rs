@@ -23,9 +23,14 @@ pub(crate) struct Arranged<'a> {
 }
 
 impl<'a> Arranged<'a> {
+    /// How many parts a row has.
+    pub(super) fn parts(&self) -> usize {
+        self.blocks.len() / self.rows.max(1)
+    }
+
     /// The parts of a row, as chunks have them.
     pub(super) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let parts = self.blocks.len() / self.rows.max(1);
+        let parts = self.parts();
         (0..parts).step_by(PARTS).map(move |from| from..parts.min(from + PARTS))
     }
 

@@ -1,6 +1,7 @@
 //! Panels in the forms in which they are multiplied: as they are packed, or with some parts unpacked.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::activations::PARTS;
 use super::format::{Format, Scales};
@@ -39,6 +40,14 @@ impl<F> Clone for Direct<'_, F> {
     }
 }
 impl<F> Copy for Direct<'_, F> {}
+
+impl<'a, F: Format> Direct<'a, F> {
+    /// The bytes of some parts of a panel, which begin with a unit.
+    #[inline(always)]
+    pub(super) fn bytes(self, parts: Range<usize>) -> &'a [u8] {
+        &self.0[parts.start / Self::PARTS * F::UNIT..parts.end.div_ceil(Self::PARTS) * F::UNIT]
+    }
+}
 
 impl<F: Format> Panel for Direct<'_, F> {
     type Format = F;

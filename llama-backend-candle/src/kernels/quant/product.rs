@@ -59,6 +59,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
         let mut sums: [Sums; PANELS] = [[[0.0; ROWS]; MANY]; PANELS];
         let tiles = s.matrices().filter(|_| x.rows > S::DIRECT).map(Matrices::tiles);
         let mut filled = Vec::new();
+        let all_parts = x.parts();
+        let direct = |panel| Direct::<F>(weights.panel(panel), PhantomData);
         for row in (0..x.rows).step_by(MANY) {
             let n = MANY.min(x.rows - row);
             // Few rows wait for memory, which is fastest where a panel is read from one end to the other.
@@ -75,10 +77,10 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                         _ => &[],
                     };
                     for (panel, sums) in these.clone().zip(&mut sums) {
-                        let panel = Direct::<F>(weights.panel(panel), PhantomData);
+                        let (panel, next) = (direct(panel), panel + 1);
                         // A constant first: what an instruction set never does is not compiled for it.
                         if const { S::DIRECT > 0 } && n <= S::DIRECT {
-                            rows(s, panel, chunk.clone(), x, &mut sums[..n]);
+                            rows(s, panel, chunk.clone(), x, &mut sums[..n], &[]);
                             continue;
                         }
                         for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
@@ -87,9 +89,18 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                         }
                         let unpacked = Unpacked::<F>(&unpacked, PhantomData);
                         let parts = chunk.len();
+                        // What is read next lies elsewhere, which memory cannot know. Nobody waits for it here.
+                        let next = if next < these.end {
+                            direct(next).bytes(chunk.clone())
+                        } else {
+                            direct(these.start).bytes(chunk.end..all_parts.min(chunk.end + PARTS))
+                        };
                         match &tiles {
                             Some(tiles) => {
-                                for (x, sums) in sixteens.iter().zip(sums.as_chunks_mut().0) {
+                                let n = sixteens.len();
+                                for (i, (x, sums)) in sixteens.iter().zip(sums.as_chunks_mut().0).enumerate()
+                                {
+                                    prefetch(s, share(next, i, n));
                                     s.call_rows(TileOfSixteen::<F, S::Matrices> {
                                         tiles,
                                         unpacked,
@@ -99,7 +110,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                                     });
                                 }
                             }
-                            None => rows(s, unpacked, 0..parts, x, &mut sums[..n]),
+                            None => rows(s, unpacked, 0..parts, x, &mut sums[..n], next),
                         }
                     }
                 }
@@ -162,10 +173,20 @@ fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; RO
     }
 }
 
-/// Adds the products of some parts for each row of `x`, which are as many blocks a row.
+/// Adds the products of some parts for each row of `x`, which are as many blocks a row, and asks memory for `next`.
 #[inline(always)]
-fn rows<S: Lanes, P: Panel>(s: S, panel: P, parts: Range<usize>, x: &[Block], sums: &mut [[f32; ROWS]]) {
-    for (x, sums) in x.chunks(S::TILE_OF_BYTES * parts.len()).zip(sums.chunks_mut(S::TILE_OF_BYTES)) {
+fn rows<S: Lanes, P: Panel>(
+    s: S,
+    panel: P,
+    parts: Range<usize>,
+    x: &[Block],
+    sums: &mut [[f32; ROWS]],
+    next: &[u8],
+) {
+    let tiles = sums.len().div_ceil(S::TILE_OF_BYTES);
+    let x = x.chunks(S::TILE_OF_BYTES * parts.len());
+    for (i, (x, sums)) in x.zip(sums.chunks_mut(S::TILE_OF_BYTES)).enumerate() {
+        prefetch(s, share(next, i, tiles));
         let (panels, parts, sums) = ([panel], parts.clone(), [sums]);
         match sums[0].len() {
             8 if const { S::TILE_OF_BYTES >= 8 } => s.call_rows(Tile::<P, 8, 1> { panels, parts, x, sums }),
@@ -178,6 +199,19 @@ fn rows<S: Lanes, P: Panel>(s: S, panel: P, parts: Range<usize>, x: &[Block], su
             1 => s.call_rows(Tile::<P, 1, 1> { panels, parts, x, sums }),
             _ => unreachable!("a tile has from one to eight rows"),
         }
+    }
+}
+
+/// One of `n` shares of some bytes.
+fn share(bytes: &[u8], i: usize, n: usize) -> &[u8] {
+    &bytes[bytes.len() * i / n..bytes.len() * (i + 1) / n]
+}
+
+/// Asks memory for some bytes.
+#[inline(always)]
+fn prefetch<S: Lanes>(s: S, bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        s.prefetch(line.as_ptr());
     }
 }
 
