@@ -33,6 +33,10 @@ pub(crate) trait Elements {
 pub(crate) trait Groups<S: Lanes>: Copy {
     type Elements: Elements;
     fn group(self, s: S, g: usize) -> S::I;
+    /// Where group `g` is magnitudes, the elements' signs as [`apart`](Lanes::apart) gives them.
+    fn signs(self, s: S, g: usize) -> Option<S::I>;
+    /// Where groups are magnitudes, what [`dots`](Lanes::dots) is to subtract: what it gives for zeros.
+    fn of_zeros(self, s: S) -> S::I;
 }
 
 /// 32 activations as groups of four.
@@ -146,6 +150,12 @@ pub(crate) trait Lanes: Copy + Debug {
     fn look_up(self, table: &[i8; 16], a: Self::I) -> Self::I;
     /// Signed bytes as [`dots`](Self::dots) wants them.
     fn signed(self, a: Self::I) -> Self::I;
+    /// Signed bytes as magnitudes and as signs, 255 where one is negative: the form in which [`dots`](Self::dots) is fastest, for what
+    /// it multiplies many times. `None` where it is so as they are.
+    #[inline(always)]
+    fn apart(self, _: Self::I) -> Option<[Self::I; 2]> {
+        None
+    }
     /// For each row of `x` and of the weights, the sum of the products of their elements in the groups from `FROM` to `TO`.
     fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
         self,

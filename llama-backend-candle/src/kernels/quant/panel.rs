@@ -26,6 +26,16 @@ pub(super) trait Unit: Copy {
     const ALIKE: bool;
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
     fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
+    /// See [`Groups::signs`].
+    #[inline(always)]
+    fn signs<S: Lanes>(self, _: S, _part: usize, _g: usize) -> Option<S::I> {
+        None
+    }
+    /// See [`Groups::of_zeros`].
+    #[inline(always)]
+    fn of_zeros<S: Lanes>(self, s: S) -> S::I {
+        s.bytes(&[0; 4 * ROWS])
+    }
     /// Asks memory for what will be needed soon, a part at a time.
     #[inline(always)]
     fn prefetch<S: Lanes>(self, _: S, _part: usize) {}
@@ -92,13 +102,21 @@ impl<F: Format> Unit for Direct<'_, F> {
 #[repr(C, align(64))]
 pub(super) struct Part {
     pub(super) elements: [Bytes; 8],
+    /// Where elements are apart: of [`Format`]s whose elements are signed, on some processors.
+    signs: [Bytes; 8],
+    of_zeros: Bytes,
     scale: [[f32; ROWS]; 2],
     minimum: [[f32; ROWS]; 2],
 }
 
 impl Part {
-    pub(super) const EMPTY: Self =
-        Self { elements: [[0; 4 * ROWS]; 8], scale: [[0.0; ROWS]; 2], minimum: [[0.0; ROWS]; 2] };
+    pub(super) const EMPTY: Self = Self {
+        elements: [[0; 4 * ROWS]; 8],
+        signs: [[0; 4 * ROWS]; 8],
+        of_zeros: [0; 4 * ROWS],
+        scale: [[0.0; ROWS]; 2],
+        minimum: [[0.0; ROWS]; 2],
+    };
 }
 
 /// Some parts of a panel.
@@ -147,6 +165,18 @@ impl<F: Format> Unit for UnpackedPart<'_, F> {
             minimum: [s.load(&self.0.minimum[0]), s.load(&self.0.minimum[1])],
         }
     }
+    #[inline(always)]
+    fn signs<S: Lanes>(self, s: S, part: usize, g: usize) -> Option<S::I> {
+        // Only whether there are any is asked, which the compiler knows.
+        match s.apart(self.group(s, part, g)) {
+            Some(_) if F::SIGNED => Some(s.bytes(&self.0.signs[g])),
+            _ => None,
+        }
+    }
+    #[inline(always)]
+    fn of_zeros<S: Lanes>(self, s: S) -> S::I {
+        s.bytes(&self.0.of_zeros)
+    }
 }
 
 /// A part of a unit.
@@ -163,6 +193,14 @@ impl<S: Lanes, U: Unit> Groups<S> for PartOf<U> {
     fn group(self, s: S, g: usize) -> S::I {
         self.unit.group(s, self.part, g)
     }
+    #[inline(always)]
+    fn signs(self, s: S, g: usize) -> Option<S::I> {
+        self.unit.signs(s, self.part, g)
+    }
+    #[inline(always)]
+    fn of_zeros(self, s: S) -> S::I {
+        self.unit.of_zeros(s)
+    }
 }
 
 #[inline(always)]
@@ -173,13 +211,28 @@ pub(super) fn unpack<S: Lanes, F: Format>(
     signed: bool,
     to: &mut Part,
 ) {
-    for (g, to) in to.elements.iter_mut().enumerate() {
+    let mut apart = false;
+    for (g, (to, signs)) in to.elements.iter_mut().zip(&mut to.signs).enumerate() {
         let group = unit.group(s, part, g);
         let group = match S::offset::<F>() {
             Some(offset) if signed => s.subtract(group, offset as u8),
             _ => group,
         };
-        s.store_bytes(group, to);
+        match s.apart(group) {
+            Some(both) if F::SIGNED => {
+                s.store_bytes(both[0], to);
+                s.store_bytes(both[1], signs);
+                apart = true;
+            }
+            _ => s.store_bytes(group, to),
+        }
+    }
+    if apart {
+        const { assert!(!(F::SIGNED && F::BY_16), "sums of signed elements are of a whole part") };
+        to.of_zeros = [0; 4 * ROWS];
+        let part = PartOf { unit: UnpackedPart::<F>(to, PhantomData), part: 0 };
+        let [of_zeros] = s.dots::<_, 1, 0, 8>(part, [&[[0; 4]; 8]]);
+        s.store_bytes(of_zeros, &mut to.of_zeros);
     }
     let Scales { scale, minimum } = unit.scales(s, part);
     for i in 0..2 {

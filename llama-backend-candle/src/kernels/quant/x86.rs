@@ -178,6 +178,14 @@ impl Lanes for Avx2 {
         a
     }
     #[inline(always)]
+    fn apart(self, a: Self::I) -> Option<[Self::I; 2]> {
+        // SAFETY: see above the impl.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            Some([a.map(|a| _mm256_abs_epi8(a)), a.map(|a| _mm256_cmpgt_epi8(zero, a))])
+        }
+    }
+    #[inline(always)]
     fn dots<W: Groups<Self>, const N: usize, const FROM: usize, const TO: usize>(
         self,
         w: W,
@@ -188,19 +196,22 @@ impl Lanes for Avx2 {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); 2]; N];
             let mut pairs = sums;
+            let of_zeros = w.of_zeros(self);
             // A group for all rows, before the next: what is loaded is used at once.
             each_of_eight!(G: if (FROM..TO).contains(&G) {
                 let fit = const { fit::<W::Elements>() };
-                let w = w.group(self, G);
-                let magnitudes = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
+                let (group, signs) = (w.group(self, G), w.signs(self, G));
                 for i in 0..N {
                     let x = _mm256_set1_epi32(word(x[i][G]));
                     for h in 0..2 {
-                        // The instruction takes unsigned times signed: a negative element passes its sign on.
-                        let products = if W::Elements::SIGNED {
-                            _mm256_maddubs_epi16(magnitudes[h], _mm256_sign_epi8(x, w[h]))
-                        } else {
-                            _mm256_maddubs_epi16(w[h], x)
+                        // The instruction takes unsigned times signed: a negative element passes on its sign.
+                        let products = match signs {
+                            // Or its complement's, `-x - 1`, for which a processor has more units: as much less as it is for zeros.
+                            Some(signs) => _mm256_maddubs_epi16(group[h], _mm256_xor_si256(x, signs[h])),
+                            None if W::Elements::SIGNED => {
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(group[h]), _mm256_sign_epi8(x, group[h]))
+                            }
+                            None => _mm256_maddubs_epi16(group[h], x),
                         };
                         pairs[i][h] = match (G - FROM) % fit {
                             0 => products,
@@ -208,7 +219,11 @@ impl Lanes for Avx2 {
                         };
                         if (G - FROM + 1).is_multiple_of(fit) || G + 1 == TO {
                             let widened = _mm256_madd_epi16(pairs[i][h], ones);
-                            sums[i][h] = in_order::<N>(_mm256_add_epi32(sums[i][h], widened));
+                            let sum = match signs {
+                                Some(_) if G == FROM => _mm256_sub_epi32(widened, of_zeros[h]),
+                                _ => _mm256_add_epi32(sums[i][h], widened),
+                            };
+                            sums[i][h] = in_order::<N>(sum);
                         } else {
                             pairs[i][h] = in_order::<N>(pairs[i][h]);
                         }
