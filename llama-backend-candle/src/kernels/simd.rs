@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-use super::quant::x86::Vnni;
+use super::quant::vnni::Vnni;
 use super::quant::{self, Lanes, RowsKernel};
 
 /// The lanes of a vector.

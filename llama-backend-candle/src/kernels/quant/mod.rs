@@ -16,12 +16,14 @@
 pub(crate) mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod format;
 mod lanes;
 mod panel;
 mod product;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod x86;
+pub(crate) mod vnni;
 
 use std::io;
 
