@@ -244,6 +244,9 @@ impl<E: Half> Multiply<'_, '_, E> {
     }
 }
 
+/// Columns in a turn of a tile's loop: memory is asked for lines, of which a column of a group is a part.
+const TURN: usize = 8;
+
 /// Columns of panels, widened: lines of the cache.
 #[repr(align(64))]
 struct Wide([[f32; ROWS]; CHUNK]);
@@ -268,26 +271,64 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
             }
         }
     }
-    for (j, wide) in wide.iter().enumerate() {
-        let mut weights = [s.load(&wide[0]); T];
-        for p in 1..T {
-            weights[p] = s.load(&wide[p]);
-        }
+    let (turns, rest) = wide.as_chunks::<TURN>();
+    let mut turns_of = [&columns[0].as_chunks::<TURN>().0[..turns.len()]; N];
+    let mut rest_of = [&columns[0][TURN * turns.len()..]; N];
+    for n in 0..N {
+        turns_of[n] = &columns[n].as_chunks().0[..turns.len()];
+        rest_of[n] = &columns[n][TURN * turns.len()..];
+    }
+    for (j, wide) in turns.iter().enumerate() {
+        let mut x = [&turns_of[0][j]; N];
         for n in 0..N {
-            // The next tile's columns.
-            s.prefetch(columns[n][j].as_ptr().wrapping_add(N * G * CHUNK).cast());
-            for i in 0..G {
-                let x = s.splat(columns[n][j][i]);
-                for p in 0..T {
-                    sums[p][n][i] = s.mul_add(weights[p], x, sums[p][n][i]);
-                }
+            x[n] = &turns_of[n][j];
+            // The next tile's columns, line by line.
+            let next = x[n].as_ptr().wrapping_add(N * CHUNK).cast::<u8>();
+            for line in (0..size_of_val(x[n])).step_by(LINE) {
+                s.prefetch(next.wrapping_add(line));
             }
         }
+        for c in 0..TURN {
+            let mut column = [&x[0][c]; N];
+            for n in 0..N {
+                column[n] = &x[n][c];
+            }
+            add_column(s, &wide[c], column, &mut sums);
+        }
+    }
+    for (j, wide) in rest.iter().enumerate() {
+        let mut column = [&rest_of[0][j]; N];
+        for n in 0..N {
+            column[n] = &rest_of[n][j];
+        }
+        add_column(s, wide, column, &mut sums);
     }
     for n in 0..N {
         for p in 0..T {
             for i in 0..G {
                 s.store(sums[p][n][i], &mut to[p][t + n][i]);
+            }
+        }
+    }
+}
+
+/// Adds the products of one column of some panels and of some groups.
+#[inline(always)]
+fn add_column<S: Lanes, const G: usize, const N: usize, const T: usize>(
+    s: S,
+    wide: &[[f32; ROWS]; T],
+    x: [&[f32; G]; N],
+    sums: &mut [[[S::F; G]; N]; T],
+) {
+    let mut weights = [s.load(&wide[0]); T];
+    for p in 1..T {
+        weights[p] = s.load(&wide[p]);
+    }
+    for n in 0..N {
+        for i in 0..G {
+            let x = s.splat(x[n][i]);
+            for p in 0..T {
+                sums[p][n][i] = s.mul_add(weights[p], x, sums[p][n][i]);
             }
         }
     }
