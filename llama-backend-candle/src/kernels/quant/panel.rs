@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::activations::PARTS;
 use super::format::{Format, Scales};
 use super::lanes::{Bytes, Groups, Lanes, ROWS};
+use crate::kernels::simd::LINE;
 
 /// Elements of a part of a panel, as activations' blocks have.
 const PART: usize = super::activations::LEN;
@@ -36,9 +37,6 @@ pub(super) trait Unit: Copy {
     fn of_zeros<S: Lanes>(self, s: S) -> S::I {
         s.bytes(&[0; 4 * ROWS])
     }
-    /// Asks memory for what will be needed soon, a part at a time.
-    #[inline(always)]
-    fn prefetch<S: Lanes>(self, _: S, _part: usize) {}
 }
 
 /// As it is packed: a panel, or a unit.
@@ -56,6 +54,22 @@ impl<'a, F: Format> Direct<'a, F> {
     #[inline(always)]
     pub(super) fn bytes(self, parts: Range<usize>) -> &'a [u8] {
         &self.0[parts.start / Self::PARTS * F::UNIT..parts.end.div_ceil(Self::PARTS) * F::UNIT]
+    }
+
+    /// Asks memory for what will be needed soon: with each group, its share of a part.
+    #[inline(always)]
+    fn prefetch<S: Lanes>(self, s: S, part: usize, g: usize) {
+        if const { S::AHEAD == 0 } {
+            return;
+        }
+        let bytes = F::UNIT / Self::PARTS;
+        let lines = bytes.div_ceil(LINE);
+        // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
+        let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 4 } else { 0 };
+        let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
+        for line in lines * g / 8..lines * (g + 1) / 8 {
+            s.prefetch(ahead.wrapping_add(line * LINE));
+        }
     }
 }
 
@@ -76,24 +90,12 @@ impl<F: Format> Unit for Direct<'_, F> {
 
     #[inline(always)]
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I {
+        self.prefetch(s, part, g);
         F::group(s, self.0, part, g)
     }
     #[inline(always)]
     fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
         F::scales(s, self.0, part)
-    }
-    #[inline(always)]
-    fn prefetch<S: Lanes>(self, s: S, part: usize) {
-        if const { S::AHEAD == 0 } {
-            return;
-        }
-        let bytes = F::UNIT / Self::PARTS;
-        // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
-        let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 4 } else { 0 };
-        let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
-        for line in (0..bytes).step_by(64) {
-            s.prefetch(ahead.wrapping_add(line));
-        }
     }
 }
 
@@ -213,7 +215,7 @@ pub(super) fn unpack<S: Lanes, F: Format>(
 ) {
     let mut apart = false;
     for (g, (to, signs)) in to.elements.iter_mut().zip(&mut to.signs).enumerate() {
-        let group = unit.group(s, part, g);
+        let group = F::group(s, unit.0, part, g);
         let group = match S::offset::<F>() {
             Some(offset) if signed => s.subtract(group, offset as u8),
             _ => group,

@@ -10,6 +10,7 @@ use super::panel::{Direct, Panel, Part, PartOf, Unit, Unpacked, unpack};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
+use crate::kernels::simd::LINE;
 
 /// Rows of activations at a time, of which the second cache holds a chunk.
 const MANY: usize = 64;
@@ -210,7 +211,7 @@ fn share(bytes: &[u8], i: usize, n: usize) -> &[u8] {
 /// Asks memory for some bytes.
 #[inline(always)]
 fn prefetch<S: Lanes>(s: S, bytes: &[u8]) {
-    for line in bytes.chunks(64) {
+    for line in bytes.chunks(LINE) {
         s.prefetch(line.as_ptr());
     }
 }
@@ -293,7 +294,6 @@ fn add_part<S: Lanes, U: Unit, const N: usize>(
     for i in 0..N {
         x[i] = &rows[i][block];
     }
-    unit.prefetch(s, part);
     let scales = unit.scales(s, part);
     let groups = PartOf { unit, part };
     let quads = x.map(|x| &x.q);
