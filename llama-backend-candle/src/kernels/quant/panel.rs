@@ -65,7 +65,7 @@ impl<'a, F: Format> Direct<'a, F> {
         let bytes = F::UNIT / Self::PARTS;
         let lines = bytes.div_ceil(LINE);
         // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
-        let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 4 } else { 0 };
+        let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 2 } else { 0 };
         let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
         for line in lines * g / 8..lines * (g + 1) / 8 {
             s.prefetch(ahead.wrapping_add(line * LINE));
