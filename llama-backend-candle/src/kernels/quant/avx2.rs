@@ -174,7 +174,7 @@ impl Lanes for Avx2 {
                     for h in 0..2 {
                         // The instruction takes unsigned times signed: a negative element passes on its sign.
                         let products = match signs {
-                            // Or its complement's, `-x - 1`, for which a processor has more units: as much less as it is for zeros.
+                            // To the complement, `-x - 1`, which takes any unit: short by its magnitude, as it is for zeros.
                             Some(signs) => _mm256_maddubs_epi16(group[h], _mm256_xor_si256(x, signs[h])),
                             None if W::Elements::SIGNED => {
                                 _mm256_maddubs_epi16(_mm256_abs_epi8(group[h]), _mm256_sign_epi8(x, group[h]))
