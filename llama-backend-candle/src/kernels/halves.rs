@@ -219,12 +219,11 @@ impl<E: Half> Multiply<'_, '_, E> {
                         }
                         // The next panels' memory, some of it with each tile.
                         let next = panels.as_ptr().wrapping_add(T * k + from).cast::<u8>();
-                        let lines = size_of::<Column>() * columns.len() / LINE;
+                        let bytes = size_of::<Column>() * columns.len();
                         for t in (0..n).step_by(T) {
-                            for line in lines * t / n..lines * n.min(t + T) / n {
-                                for p in 0..T {
-                                    s.prefetch(next.wrapping_add(p * k * size_of::<Column>() + line * LINE));
-                                }
+                            for p in 0..T {
+                                let next = next.wrapping_add(p * k * size_of::<Column>());
+                                s.prefetch_share(next, bytes, t / T, n.div_ceil(T));
                             }
                             match groups[t..].first_chunk::<T>() {
                                 Some(groups) => tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t),
@@ -272,21 +271,12 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
         }
     }
     let (turns, rest) = wide.as_chunks::<TURN>();
-    let mut turns_of = [&columns[0].as_chunks::<TURN>().0[..turns.len()]; N];
-    let mut rest_of = [&columns[0][TURN * turns.len()..]; N];
-    for n in 0..N {
-        turns_of[n] = &columns[n].as_chunks().0[..turns.len()];
-        rest_of[n] = &columns[n][TURN * turns.len()..];
-    }
     for (j, wide) in turns.iter().enumerate() {
-        let mut x = [&turns_of[0][j]; N];
+        let mut x = [&columns[0].as_chunks::<TURN>().0[j]; N];
         for n in 0..N {
-            x[n] = &turns_of[n][j];
-            // The next tile's columns, line by line.
-            let next = x[n].as_ptr().wrapping_add(N * CHUNK).cast::<u8>();
-            for line in (0..size_of_val(x[n])).step_by(LINE) {
-                s.prefetch(next.wrapping_add(line));
-            }
+            x[n] = &columns[n].as_chunks().0[j];
+            // The next tile's columns.
+            s.prefetch_share(x[n].as_ptr().wrapping_add(N * CHUNK).cast(), size_of_val(x[n]), 0, 1);
         }
         for c in 0..TURN {
             let mut column = [&x[0][c]; N];
@@ -297,9 +287,10 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
         }
     }
     for (j, wide) in rest.iter().enumerate() {
-        let mut column = [&rest_of[0][j]; N];
+        let j = TURN * turns.len() + j;
+        let mut column = [&columns[0][j]; N];
         for n in 0..N {
-            column[n] = &rest_of[n][j];
+            column[n] = &columns[n][j];
         }
         add_column(s, wide, column, &mut sums);
     }

@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use half::{bf16, f16};
 
 use super::activations::{Block, PARTS};
+use crate::kernels::simd::LINE;
 
 /// Rows of a matrix that are multiplied side by side.
 pub(crate) const ROWS: usize = 16;
@@ -175,6 +176,14 @@ pub(crate) trait Lanes: Copy + Debug {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Asks for a line of memory that will be read soon. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
+    /// Asks for share `i` of `n` of some bytes' lines, for what is asked for bit by bit.
+    #[inline(always)]
+    fn prefetch_share(self, from: *const u8, bytes: usize, i: usize, n: usize) {
+        let lines = bytes.div_ceil(LINE);
+        for line in lines * i / n..lines * (i + 1) / n {
+            self.prefetch(from.wrapping_add(line * LINE));
+        }
+    }
 }
 
 /// Code to be compiled for each instruction set.

@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::activations::PARTS;
 use super::format::{Format, Scales};
 use super::lanes::{Bytes, Groups, Lanes, ROWS};
-use crate::kernels::simd::LINE;
 
 /// Elements of a part of a panel, as activations' blocks have.
 const PART: usize = super::activations::LEN;
@@ -63,13 +62,9 @@ impl<'a, F: Format> Direct<'a, F> {
             return;
         }
         let bytes = F::UNIT / Self::PARTS;
-        let lines = bytes.div_ceil(LINE);
         // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
         let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 2 } else { 0 };
-        let ahead = self.0.as_ptr().wrapping_add(part * bytes + ahead);
-        for line in lines * g / 8..lines * (g + 1) / 8 {
-            s.prefetch(ahead.wrapping_add(line * LINE));
-        }
+        s.prefetch_share(self.0.as_ptr().wrapping_add(part * bytes + ahead), bytes, g, 8);
     }
 }
 

@@ -10,7 +10,6 @@ use super::panel::{Direct, Panel, Part, PartOf, Unit, Unpacked, unpack};
 use super::{Packed, with_format};
 use crate::kernels::Isa;
 use crate::kernels::columns::Columns;
-use crate::kernels::simd::LINE;
 
 /// Rows of activations at a time, of which the second cache holds a chunk.
 const MANY: usize = 64;
@@ -101,7 +100,7 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                                 let n = sixteens.len();
                                 for (i, (x, sums)) in sixteens.iter().zip(sums.as_chunks_mut().0).enumerate()
                                 {
-                                    prefetch(s, share(next, i, n));
+                                    s.prefetch_share(next.as_ptr(), next.len(), i, n);
                                     s.call_rows(TileOfSixteen::<F, S::Matrices> {
                                         tiles,
                                         unpacked,
@@ -187,7 +186,7 @@ fn rows<S: Lanes, P: Panel>(
     let tiles = sums.len().div_ceil(S::TILE_OF_BYTES);
     let x = x.chunks(S::TILE_OF_BYTES * parts.len());
     for (i, (x, sums)) in x.zip(sums.chunks_mut(S::TILE_OF_BYTES)).enumerate() {
-        prefetch(s, share(next, i, tiles));
+        s.prefetch_share(next.as_ptr(), next.len(), i, tiles);
         let (panels, parts, sums) = ([panel], parts.clone(), [sums]);
         match sums[0].len() {
             8 if const { S::TILE_OF_BYTES >= 8 } => s.call_rows(Tile::<P, 8, 1> { panels, parts, x, sums }),
@@ -200,19 +199,6 @@ fn rows<S: Lanes, P: Panel>(
             1 => s.call_rows(Tile::<P, 1, 1> { panels, parts, x, sums }),
             _ => unreachable!("a tile has from one to eight rows"),
         }
-    }
-}
-
-/// One of `n` shares of some bytes.
-fn share(bytes: &[u8], i: usize, n: usize) -> &[u8] {
-    &bytes[bytes.len() * i / n..bytes.len() * (i + 1) / n]
-}
-
-/// Asks memory for some bytes.
-#[inline(always)]
-fn prefetch<S: Lanes>(s: S, bytes: &[u8]) {
-    for line in bytes.chunks(LINE) {
-        s.prefetch(line.as_ptr());
     }
 }
 
