@@ -21,7 +21,7 @@ use super::columns::Columns;
 use super::dense::{Arranged, CHUNK, GROUP, Group, chunks};
 use super::memory::Region;
 use super::quant::{Lanes, RowsKernel, STREAMS};
-use super::simd::{Isa, LINE};
+use super::simd::Isa;
 
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = super::quant::ROWS;
@@ -169,9 +169,6 @@ impl<E: Half> Multiply<'_, '_, E> {
                 for (j, numbers) in numbers.iter().enumerate() {
                     for p in 0..P {
                         let column = &columns[p][j];
-                        if S::AHEAD > 0 && (j * size_of::<Column>()).is_multiple_of(LINE) {
-                            s.prefetch(column.as_ptr().wrapping_add(S::AHEAD));
-                        }
                         let weights = E::widen(s, column);
                         for i in 0..G {
                             sums[p][i] = s.mul_add(weights, s.splat(numbers[i]), sums[p][i]);
