@@ -20,19 +20,20 @@ pub(crate) struct Columns<'a> {
 unsafe impl Send for Columns<'_> {}
 
 impl<'a> Columns<'a> {
-    /// Cuts a matrix with rows of `n` numbers into parts of `width` columns; the last may have fewer.
-    pub(crate) fn split(matrix: &'a mut [f32], n: usize, width: usize) -> impl Iterator<Item = Self> {
+    /// All columns of a matrix with rows of `n` numbers.
+    pub(crate) fn of(matrix: &'a mut [f32], n: usize) -> Self {
         let rows = matrix.len().checked_div(n).unwrap_or(0);
-        let matrix = &mut matrix[..rows * n];
-        let first = matrix.as_mut_ptr();
-        let starts = (0..n).step_by(width.max(1));
-        starts.map(move |from| Self {
-            first: first.wrapping_add(from), // within the first row
-            stride: n,
-            rows,
-            width: width.min(n - from),
-            matrix: PhantomData,
-        })
+        Self { first: matrix.as_mut_ptr(), stride: n, rows, width: n, matrix: PhantomData }
+    }
+
+    /// Takes the first `width` columns off, or all where there are fewer.
+    pub(crate) fn split_off_first(&mut self, width: usize) -> Self {
+        let width = width.min(self.width);
+        let first = self.first;
+        // Within the first row, or just behind it.
+        self.first = first.wrapping_add(width);
+        self.width -= width;
+        Self { first, width, ..*self }
     }
 
     /// `len` columns of a row from `from` on, as far as there are such.
@@ -65,16 +66,22 @@ mod tests {
 
     #[test]
     fn parts_are_the_whole() {
-        for (rows, n, width) in [(1, 1, 1), (3, 10, 4), (5, 16, 16), (2, 7, 100), (0, 5, 2)] {
+        for (rows, n, widths) in
+            [(1, 1, &[1][..]), (3, 10, &[4, 1, 5]), (5, 16, &[16, 1]), (2, 7, &[3, 0, 100]), (0, 5, &[2, 3])]
+        {
             let mut matrix = vec![0.0; rows * n];
-            for (i, mut part) in Columns::split(&mut matrix, n, width).enumerate() {
-                for row in 0..rows {
-                    part.row(row, 0, width).fill((row * 100 + i) as f32);
-                    part.write(row, 0, &[(row * 100 + i) as f32]);
+            let mut columns = Columns::of(&mut matrix, n);
+            let mut expected = vec![vec![]; rows];
+            for (i, &width) in widths.iter().enumerate() {
+                let mut part = columns.split_off_first(width);
+                for (row, expected) in expected.iter_mut().enumerate() {
+                    let number = (row * 100 + i) as f32;
+                    part.row(row, 0, width).fill(number);
+                    part.write(row, 0, &[number]);
+                    expected.resize(n.min(expected.len() + width), number);
                 }
             }
-            let expected = |i: usize| (i / n * 100 + i % n / width) as f32;
-            assert_eq!(matrix, (0..rows * n).map(expected).collect::<Vec<_>>());
+            assert_eq!(matrix, expected.concat());
         }
     }
 }

@@ -68,19 +68,9 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     let n = x.len() / k;
     let all: usize = products.iter().map(|product| product.n_out).sum();
     let serial = n.saturating_mul(k).saturating_mul(all) < SERIAL_BELOW;
-    // Enough tasks to even out a thread that is held up, and each large enough that taking it costs nothing.
-    let per_thread = match n {
-        _ if serial => 1,
-        0..LASTING => TASKS,
-        _ => TASKS_OF_LASTING,
-    };
-    let mut width = all.div_ceil(per_thread * ctx.pool.n_threads());
-    if n < LASTING {
-        let row = products.iter().map(|product| product.weights.row_bytes(k)).max().unwrap_or(0);
-        width = width.min(TASK_BYTES / row.max(1));
-    }
-    // A panel that is left over is taken alone, which is slower.
-    let width = width.max(1).next_multiple_of(quant::STREAMS * PANEL);
+    let shares = if serial { 1 } else { SHARES * ctx.pool.n_threads() };
+    let row = products.iter().map(|product| product.weights.row_bytes(k)).max().unwrap_or(0);
+    let most = TASK_BYTES / row.max(1);
     // What the matrices ask of the activations: as they are, arranged, or as bytes.
     let arranged = match products.iter().any(|product| product.weights.takes_arranged(n)) {
         true => dense::arranged_len(n, k),
@@ -95,10 +85,19 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
     let n_blocks = fine.map_or(0, |fine| quant::n_blocks(x.len(), fine));
 
     let mut tasks = Vec::new();
+    let mut left = all;
     for Product { weights, n_out, out } in products {
-        let rows = (0..n_out).step_by(width).map(|from| from..n_out.min(from + width));
-        let columns = Columns::split(out, n_out, width);
-        tasks.extend(rows.zip(columns).map(|(rows, out)| Mutex::new(Task { weights, rows, out })));
+        let mut columns = Columns::of(out, n_out);
+        let mut from = 0;
+        while from < n_out {
+            // A panel that is left over is taken alone, which is slower.
+            let width = left.div_ceil(shares).min(most).max(1).next_multiple_of(quant::STREAMS * PANEL);
+            let rows = from..n_out.min(from + width);
+            left -= rows.len();
+            from = rows.end;
+            let out = columns.split_off_first(rows.len());
+            tasks.push(Mutex::new(Task { weights, rows, out }));
+        }
     }
     let run = |arranged: Option<dense::Arranged<'_>>, blocks: Option<Arranged<'_>>| {
         let task = |i: usize| {
@@ -139,11 +138,8 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
 /// Rows of a panel of packed weights, whichever they are.
 const PANEL: usize = quant::ROWS;
 const _: () = assert!(PANEL == halves::ROWS);
-/// Tasks of a thread.
-const TASKS: usize = 8;
-/// Weights that a task reads at most, where reading them is its work: threads that read far apart are slower by a fifth.
-const TASK_BYTES: usize = 1 << 19;
-/// Rows of activations with which a task lasts, and weights are read once for many products.
-const LASTING: usize = 64;
-/// Tasks of a thread that last: each brings the activations to its caches anew.
-const TASKS_OF_LASTING: usize = 4;
+/// Shares for each thread of what is left, of which a task takes one: tasks become smaller, so that threads end together, however fast
+/// each is (Polychronopoulos and Kuck, 1987: guided self-scheduling).
+const SHARES: usize = 2;
+/// Weights that a task reads at most: threads that read far apart are slower by a fifth.
+const TASK_BYTES: usize = 1 << 20;
