@@ -231,7 +231,7 @@ fn the_largest_elements_do_not_overflow() {
 
 /// What a block of activations stands for.
 fn rounded(x: &[f32; LEN]) -> Vec<f32> {
-    let block = Block::quantize(x);
+    let block = Block::quantize(super::quant::Scalar { matrices: false }, x);
     block.q.as_flattened().iter().map(|q| f32::from(*q) * block.scale).collect()
 }
 

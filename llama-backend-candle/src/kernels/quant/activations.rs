@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use super::lanes::{Lanes, Quads};
+
 /// The elements of a block.
 pub(crate) const LEN: usize = 32;
 /// The blocks of a row in a chunk: as many parts of a panel, unpacked, with a few rows of activations, fill half of the first cache.
@@ -46,7 +48,7 @@ impl<'a> Arranged<'a> {
 #[repr(C, align(64))]
 pub(crate) struct Block {
     /// Groups of four, as the kernels take them. Within -127..=127.
-    pub(crate) q: [[i8; 4]; LEN / 4],
+    pub(crate) q: Quads,
     pub(crate) scale: f32,
     /// The negative sum of `q`, of its first half and of its second half: whole numbers.
     pub(crate) minus_sum: [f32; 3],
@@ -63,43 +65,19 @@ impl Block {
     ///
     /// A number that is not finite makes the scale NaN, and with it every product: it is not hidden.
     #[inline(always)]
-    pub(crate) fn quantize(x: &[f32; LEN]) -> Self {
-        /// Added to a number below 2^22, its last bits are those of the nearest whole number: a conversion without special cases,
-        /// which vectors are made of.
-        const MAGIC: f32 = 12_582_912.0;
-        // Of positive numbers the larger has the larger bits; those of infinity and NaN are larger than all.
-        let mut max = 0;
-        for x in x {
-            max = x.abs().to_bits().max(max);
-        }
-        if max >= f32::INFINITY.to_bits() {
+    pub(crate) fn quantize<S: Lanes>(s: S, x: &[f32; LEN]) -> Self {
+        let max = f32::from_bits(s.largest(x));
+        if !max.is_finite() {
             return Self { scale: f32::NAN, sum: [f32::NAN; 3], ..Self::EMPTY };
         }
-        let max = f32::from_bits(max);
         let inverse = 127.0 / max;
         if inverse.is_infinite() {
             return Self::EMPTY; // zeros, or as good as zeros: below 1e-36
         }
-        let mut q = [0; LEN];
-        for (q, x) in q.iter_mut().zip(x) {
-            *q = (x * inverse + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
-        }
-        let (mut first, mut second) = (0, 0);
-        for i in 0..LEN / 2 {
-            first += q[i];
-            second += q[i + LEN / 2];
-        }
-        let mut block = Self::EMPTY;
-        for (to, q) in block.q.as_flattened_mut().iter_mut().zip(q) {
-            *to = q as i8;
-        }
-        block.scale = max / 127.0;
-        let sums = [first + second, first, second];
-        for i in 0..3 {
-            block.minus_sum[i] = -sums[i] as f32;
-            block.sum[i] = block.scale * sums[i] as f32;
-        }
-        block
+        let (q, [first, second]) = s.round(x, inverse);
+        let sums = [first + second, first, second].map(|sum| sum as f32);
+        let scale = max / 127.0;
+        Self { q, scale, minus_sum: sums.map(|sum| -sum), sum: sums.map(|sum| scale * sum) }
     }
 
     /// What rounding took from the numbers.
@@ -116,34 +94,76 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Isa;
+    use crate::kernels::quant::RowsKernel;
+    use crate::test_util::random;
+
+    /// The block of some numbers, by each instruction set.
+    fn blocks(x: &[f32; LEN]) -> Vec<(Isa, Block)> {
+        struct Quantize<'a>(&'a [f32; LEN], &'a mut Block);
+        impl RowsKernel for Quantize<'_> {
+            #[inline(always)]
+            fn run<S: Lanes>(self, s: S) {
+                *self.1 = Block::quantize(s, self.0);
+            }
+        }
+        let of = |isa: Isa| {
+            let mut block = Block::EMPTY;
+            isa.run_rows(Quantize(x, &mut block));
+            (isa, block)
+        };
+        Isa::all().into_iter().map(of).collect()
+    }
+
+    fn numbers(seed: u64) -> [f32; LEN] {
+        let mut x = [0.0; LEN];
+        x.copy_from_slice(&random(LEN, seed));
+        x
+    }
 
     #[test]
     fn a_block_is_within_half_a_step() {
-        for seed in 0..50 {
-            let mut x = [0.0; LEN];
-            x.copy_from_slice(&crate::test_util::random(LEN, seed));
-            let block = Block::quantize(&x);
+        assert_eq!(size_of::<Block>(), 64);
+        for (x, (isa, block)) in
+            (0..50).flat_map(|seed| blocks(&numbers(seed)).into_iter().map(move |b| (numbers(seed), b)))
+        {
             let q = block.q.as_flattened();
             for (x, q) in x.iter().zip(q) {
-                assert!((x - f32::from(*q) * block.scale).abs() <= block.scale * 0.5001);
+                assert!((x - f32::from(*q) * block.scale).abs() <= block.scale * 0.5001, "{isa:?}");
             }
             let sum = |q: &[i8]| q.iter().map(|q| f32::from(*q)).sum::<f32>();
-            assert_eq!(block.minus_sum, [-sum(q), -sum(&q[..16]), -sum(&q[16..])]);
-            assert_eq!(block.sum, block.minus_sum.map(|sum| block.scale * -sum));
+            assert_eq!(block.minus_sum, [-sum(q), -sum(&q[..16]), -sum(&q[16..])], "{isa:?}");
+            assert_eq!(block.sum, block.minus_sum.map(|sum| block.scale * -sum), "{isa:?}");
         }
-        assert_eq!(size_of::<Block>(), 64);
+    }
+
+    #[test]
+    fn every_instruction_set_rounds_to_the_same_bits() {
+        // Halves of steps as well, which go to the even one.
+        let halves = std::array::from_fn(|i| if i == 9 { -127.0 } else { i as f32 * 7.5 - 120.0 });
+        for x in (0..50).map(numbers).chain([halves]) {
+            let blocks = blocks(&x);
+            for (isa, block) in &blocks {
+                let bits = |block: &Block| (block.q, block.scale.to_bits(), block.minus_sum, block.sum);
+                assert_eq!(bits(block), bits(&blocks[0].1), "{isa:?}");
+            }
+        }
     }
 
     #[test]
     fn zeros_are_zeros_and_what_is_not_finite_stays_so() {
-        let zero = Block::quantize(&[0.0; LEN]);
-        assert_eq!((zero.scale, zero.minus_sum), (0.0, [0.0; 3]));
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut x = [1.0; LEN];
-            x[17] = bad;
-            assert!(!Block::quantize(&x).scale.is_finite());
+        for (isa, zero) in blocks(&[0.0; LEN]) {
+            assert_eq!((zero.scale, zero.minus_sum), (0.0, [0.0; 3]), "{isa:?}");
         }
-        let tiny = Block::quantize(&[f32::from_bits(1); LEN]);
-        assert!(tiny.q.as_flattened().iter().all(|q| (0..=127).contains(q)));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in 0..LEN {
+                let mut x = [1.0; LEN];
+                x[place] = bad;
+                assert!(blocks(&x).iter().all(|(_, block)| block.scale.is_nan()), "{bad} at {place}");
+            }
+        }
+        for (isa, tiny) in blocks(&[f32::from_bits(1); LEN]) {
+            assert!(tiny.q.as_flattened().iter().all(|q| (0..=127).contains(q)), "{isa:?}");
+        }
     }
 }

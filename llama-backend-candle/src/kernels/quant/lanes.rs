@@ -11,7 +11,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 
-use super::activations::{Block, PARTS};
+use super::activations::{Block, LEN, PARTS};
 use crate::kernels::simd::LINE;
 
 /// Rows of a matrix that are multiplied side by side.
@@ -40,8 +40,8 @@ pub(crate) trait Groups<S: Lanes>: Copy {
     fn of_zeros(self, s: S) -> S::I;
 }
 
-/// 32 activations as groups of four.
-pub(crate) type Quads = [[i8; 4]; 8];
+/// A block of activations as groups of four.
+pub(crate) type Quads = [[i8; 4]; LEN / 4];
 
 /// Products of whole matrices of bytes, where a processor has them.
 pub(crate) trait Matrices: Copy + Debug {
@@ -163,6 +163,12 @@ pub(crate) trait Lanes: Copy + Debug {
         w: W,
         x: [&Quads; N],
     ) -> [Self::I; N];
+
+    /// The bits of the largest magnitude of a block's numbers, which are those of infinity or more where one is not finite.
+    fn largest(self, x: &[f32; LEN]) -> u32;
+    /// A block's numbers times `by`, each rounded to the nearest of the whole numbers within -127..=127, beyond which none may be; and the
+    /// sums of the first and of the second half.
+    fn round(self, x: &[f32; LEN], by: f32) -> (Quads, [i32; 2]);
 
     /// Integers as f32.
     fn float(self, a: Self::I) -> Self::F;
@@ -316,6 +322,17 @@ impl Lanes for Scalar {
             add_products(W::Elements::SIGNED, w.group(self, g), x.map(|x| x[g]), &mut sums);
         }
         sums
+    }
+    fn largest(self, x: &[f32; LEN]) -> u32 {
+        // Of positive numbers the larger has the larger bits; those of infinity and NaN are larger than all.
+        x.iter().fold(0, |max, x| x.abs().to_bits().max(max))
+    }
+    fn round(self, x: &[f32; LEN], by: f32) -> (Quads, [i32; 2]) {
+        let rounded = x.map(|x| (x * by).round_ties_even() as i8);
+        let (quads, _) = rounded.as_chunks();
+        let (first, second) = rounded.split_at(LEN / 2);
+        let sum = |half: &[i8]| half.iter().map(|&q| i32::from(q)).sum();
+        (std::array::from_fn(|i| quads[i]), [sum(first), sum(second)])
     }
     #[inline(always)]
     fn float(self, a: Self::I) -> Self::F {

@@ -167,7 +167,7 @@ struct Quantize<'a> {
 
 impl RowsKernel for Quantize<'_> {
     #[inline(always)]
-    fn run<S: Lanes>(self, _: S) {
+    fn run<S: Lanes>(self, s: S) {
         let Self { x, k, from, fine, parts, blocks } = self;
         let rows = x.chunks_exact(k);
         let per_row = parts * (1 + usize::from(fine));
@@ -175,11 +175,11 @@ impl RowsKernel for Quantize<'_> {
             let (x, _) = x[from..][..parts * activations::LEN].as_chunks();
             let (first, second) = blocks.split_at_mut(parts);
             for (x, block) in x.iter().zip(&mut *first) {
-                *block = Block::quantize(x);
+                *block = Block::quantize(s, x);
             }
             // None where there is no second row.
             for ((x, first), second) in x.iter().zip(first).zip(second) {
-                *second = Block::quantize(&first.rest(x));
+                *second = Block::quantize(s, &first.rest(x));
             }
         }
     }

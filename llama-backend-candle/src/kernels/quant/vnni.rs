@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use super::activations::LEN;
 use super::amx::Amx;
 use super::avx2::word;
 use super::lanes::{Bytes, Elements, Groups, Lanes, Quads, ROWS, RowsKernel, each_of_eight};
@@ -152,6 +153,14 @@ impl Lanes for Vnni {
             });
             sums
         }
+    }
+    #[inline(always)]
+    fn largest(self, x: &[f32; LEN]) -> u32 {
+        self.avx2.largest(x)
+    }
+    #[inline(always)]
+    fn round(self, x: &[f32; LEN], by: f32) -> (Quads, [i32; 2]) {
+        self.avx2.round(x, by)
     }
     #[inline(always)]
     fn float(self, a: __m512i) -> __m512 {
