@@ -25,7 +25,10 @@ pub(super) trait Unit: Copy {
     /// All parts are read in the same way.
     const ALIKE: bool;
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F>;
+    /// See [`Format::Common`].
+    type Common<F: Copy>;
+    fn common<S: Lanes>(self, s: S) -> Self::Common<S::F>;
+    fn scales<S: Lanes>(self, s: S, common: &Self::Common<S::F>, part: usize) -> Scales<S::F>;
     /// See [`Groups::signs`].
     #[inline(always)]
     fn signs<S: Lanes>(self, _: S, _part: usize, _g: usize) -> Option<S::I> {
@@ -88,9 +91,14 @@ impl<F: Format> Unit for Direct<'_, F> {
         self.prefetch(s, part, g);
         F::group(s, self.0, part, g)
     }
+    type Common<V: Copy> = F::Common<V>;
     #[inline(always)]
-    fn scales<S: Lanes>(self, s: S, part: usize) -> Scales<S::F> {
-        F::scales(s, self.0, part)
+    fn common<S: Lanes>(self, s: S) -> F::Common<S::F> {
+        F::common(s, self.0)
+    }
+    #[inline(always)]
+    fn scales<S: Lanes>(self, s: S, common: &F::Common<S::F>, part: usize) -> Scales<S::F> {
+        F::scales(s, self.0, common, part)
     }
 }
 
@@ -155,8 +163,11 @@ impl<F: Format> Unit for UnpackedPart<'_, F> {
     fn group<S: Lanes>(self, s: S, _: usize, g: usize) -> S::I {
         s.bytes(&self.0.elements[g])
     }
+    type Common<V: Copy> = ();
     #[inline(always)]
-    fn scales<S: Lanes>(self, s: S, _: usize) -> Scales<S::F> {
+    fn common<S: Lanes>(self, _: S) {}
+    #[inline(always)]
+    fn scales<S: Lanes>(self, s: S, (): &(), _: usize) -> Scales<S::F> {
         Scales {
             scale: [s.load(&self.0.scale[0]), s.load(&self.0.scale[1])],
             minimum: [s.load(&self.0.minimum[0]), s.load(&self.0.minimum[1])],
@@ -200,10 +211,20 @@ impl<S: Lanes, U: Unit> Groups<S> for PartOf<U> {
     }
 }
 
+/// Unpacks the first parts of a unit.
 #[inline(always)]
-pub(super) fn unpack<S: Lanes, F: Format>(
+pub(super) fn unpack<S: Lanes, F: Format>(s: S, unit: Direct<'_, F>, signed: bool, to: &mut [Part]) {
+    let common = unit.common(s);
+    for (part, to) in to.iter_mut().enumerate() {
+        unpack_part(s, unit, &common, part, signed, to);
+    }
+}
+
+#[inline(always)]
+fn unpack_part<S: Lanes, F: Format>(
     s: S,
     unit: Direct<'_, F>,
+    common: &F::Common<S::F>,
     part: usize,
     signed: bool,
     to: &mut Part,
@@ -231,7 +252,7 @@ pub(super) fn unpack<S: Lanes, F: Format>(
         let [of_zeros] = s.dots::<_, 1, 0, 8>(part, [&[[0; 4]; 8]]);
         s.store_bytes(of_zeros, &mut to.of_zeros);
     }
-    let Scales { scale, minimum } = unit.scales(s, part);
+    let Scales { scale, minimum } = unit.scales(s, common, part);
     for i in 0..2 {
         s.store(scale[i], &mut to.scale[i]);
         s.store(minimum[i], &mut to.minimum[i]);

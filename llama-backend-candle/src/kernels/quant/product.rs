@@ -83,9 +83,9 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                             rows(s, panel, chunk.clone(), x, &mut sums[..n], &[]);
                             continue;
                         }
-                        for (part, unpacked) in chunk.clone().zip(&mut unpacked) {
-                            let of_unit = Direct::<F>::PARTS;
-                            unpack(s, panel.unit(part / of_unit), part % of_unit, tiles.is_some(), unpacked);
+                        let of_unit = Direct::<F>::PARTS;
+                        for (i, parts) in unpacked[..chunk.len()].chunks_mut(of_unit).enumerate() {
+                            unpack(s, panel.unit(chunk.start / of_unit + i), tiles.is_some(), parts);
                         }
                         let unpacked = Unpacked::<F>(&unpacked, PhantomData);
                         let parts = chunk.len();
@@ -251,16 +251,17 @@ fn add_unit<S: Lanes, U: Unit, const N: usize>(
     rows: [&[Block]; N],
     added: &mut [S::F; N],
 ) {
+    let common = unit.common(s);
     // Straight code where parts lie in several ways, for what waits for memory: else it would be long for nothing.
     if const { N > STREAMED || U::ALIKE } {
         for part in parts.clone() {
-            add_part(s, unit, part - parts.start, rows, part, added);
+            add_part(s, unit, &common, part - parts.start, rows, part, added);
         }
     } else {
         each_of_eight!(WAY: if WAY < U::PARTS {
             let part = parts.start + WAY;
             if part < parts.end {
-                add_part(s, unit, WAY, rows, part, added);
+                add_part(s, unit, &common, WAY, rows, part, added);
             }
         });
     }
@@ -271,6 +272,7 @@ fn add_unit<S: Lanes, U: Unit, const N: usize>(
 fn add_part<S: Lanes, U: Unit, const N: usize>(
     s: S,
     unit: U,
+    common: &U::Common<S::F>,
     part: usize,
     rows: [&[Block]; N],
     block: usize,
@@ -280,7 +282,7 @@ fn add_part<S: Lanes, U: Unit, const N: usize>(
     for i in 0..N {
         x[i] = &rows[i][block];
     }
-    let scales = unit.scales(s, part);
+    let scales = unit.scales(s, common, part);
     let groups = PartOf { unit, part };
     let quads = x.map(|x| &x.q);
     if U::Format::BY_16 {
@@ -381,7 +383,7 @@ impl<F: Format, M: Matrices> RowsKernel for TileOfSixteen<'_, F, M> {
             } else {
                 M::products::<0, 8>(tiles, weights, x, part, &mut first.0);
             }
-            let scales = unpacked.unit(part).scales(s, part);
+            let scales = unpacked.unit(part).scales(s, &(), part);
             for i in 0..ROWS {
                 let x = &x[i][part];
                 let dot = s.float(s.bytes(&first.0[i]));

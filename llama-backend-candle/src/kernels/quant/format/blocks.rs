@@ -1,7 +1,19 @@
 //! The formats whose blocks have 32 elements.
 
+use std::marker::PhantomData;
+
 use super::{Format, Scales, at, bit, nibble, put, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
+
+/// Scales have nothing in common.
+pub(crate) struct Nothing<F>(PhantomData<F>);
+
+impl<F> Nothing<F> {
+    #[inline(always)]
+    fn read<S: Lanes<F = F>>(_: S, _: &[u8]) -> Self {
+        Self(PhantomData)
+    }
+}
 
 /// The f16 scale of one of two blocks.
 #[inline(always)]
@@ -33,7 +45,7 @@ fn pairs_of<'a>(blocks: [&'a [u8]; ROWS], len: usize) -> impl Iterator<Item = (u
     blocks.into_iter().enumerate().flat_map(row)
 }
 
-format! { Q4_0, 4 bits, offset Some(8.0), 18 bytes of 64, unit 576;
+format! { Q4_0, 4 bits, offset Some(8.0), 18 bytes of 64, unit 576, common Nothing;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
             put_f16(unit, 32 * i, row, block);
@@ -45,12 +57,12 @@ format! { Q4_0, 4 bits, offset Some(8.0), 18 bytes of 64, unit 576;
         nibble(s, unit, 64 + 256 * part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, part: usize) -> Scales<S::F> {
         one(s, unit, part)
     }
 }
 
-format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, MINIMUM;
+format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, common Nothing, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -63,7 +75,7 @@ format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, MINIMUM;
         nibble(s, unit, 64, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, _: usize) -> Scales<S::F> {
         two(s, unit)
     }
 }
@@ -75,7 +87,7 @@ fn nibble_and_bit<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
     s.or(nibble(s, unit, place + 64, g), bit(s, fifth, g, 4))
 }
 
-format! { Q5_0, 5 bits, offset Some(16.0), 22 bytes of 64, unit 704;
+format! { Q5_0, 5 bits, offset Some(16.0), 22 bytes of 64, unit 704, common Nothing;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
             put_f16(unit, 32 * i, row, block);
@@ -88,12 +100,12 @@ format! { Q5_0, 5 bits, offset Some(16.0), 22 bytes of 64, unit 704;
         nibble_and_bit(s, unit, 64 + 320 * part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, part: usize) -> Scales<S::F> {
         one(s, unit, part)
     }
 }
 
-format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, MINIMUM;
+format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, common Nothing, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -107,12 +119,12 @@ format! { Q5_1, 5 bits, offset None, 24 bytes of 32, unit 384, MINIMUM;
         nibble_and_bit(s, unit, 64, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], _: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, _: usize) -> Scales<S::F> {
         two(s, unit)
     }
 }
 
-format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088;
+format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088, common Nothing;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, i, block) in pairs_of(blocks, Self::BLOCK) {
             put_f16(unit, 32 * i, row, block);
@@ -124,12 +136,12 @@ format! { Q8_0, 8 bits, offset None, 34 bytes of 64, unit 1088;
         s.signed(vector(s, unit, 64 + 512 * part, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, part: usize) -> Scales<S::F> {
         one(s, unit, part)
     }
 }
 
-format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576;
+format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576, common Nothing;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         Q4_0::pack(blocks, unit);
     }
@@ -138,7 +150,7 @@ format! { IQ4_NL, 8 bits, offset None, 18 bytes of 64, unit 576;
         uneven(s, nibble(s, unit, 64 + 256 * part, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
+    fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, part: usize) -> Scales<S::F> {
         one(s, unit, part)
     }
 }

@@ -51,8 +51,12 @@ pub(crate) trait Format: Elements {
     /// Group `g` of part `part` of a unit.
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I;
 
+    /// What the scales of all parts of a unit are made of, read once for all of them.
+    type Common<F: Copy>;
+    fn common<S: Lanes>(s: S, unit: &[u8]) -> Self::Common<S::F>;
+
     /// The scales of part `part` of a unit.
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F>;
+    fn scales<S: Lanes>(s: S, unit: &[u8], common: &Self::Common<S::F>, part: usize) -> Scales<S::F>;
 }
 
 /// `N` bytes at a place of a unit.
@@ -121,7 +125,7 @@ fn uneven<S: Lanes>(s: S, group: S::I) -> S::I {
 }
 
 macro_rules! format {
-    ($name:ident, $bits:literal bits, offset $offset:expr, $block:literal bytes of $len:literal, unit $unit:literal
+    ($name:ident, $bits:literal bits, offset $offset:expr, $block:literal bytes of $len:literal, unit $unit:literal, common $common:ident
      $(, $flag:ident)*; $($methods:item)*) => {
         #[doc = concat!("[`DType::", stringify!($name), "`](llama_backend::DType).")]
         #[allow(non_camel_case_types, reason = "ggml's names")]
@@ -138,6 +142,11 @@ macro_rules! format {
             const BLOCK: usize = $block;
             const UNIT: usize = $unit;
             $(const $flag: bool = true;)*
+            type Common<F: Copy> = $common<F>;
+            #[inline(always)]
+            fn common<S: Lanes>(s: S, unit: &[u8]) -> $common<S::F> {
+                $common::read(s, unit)
+            }
             $($methods)*
         }
     };

@@ -1,38 +1,67 @@
 //! The formats whose blocks have 256 elements, and scales for parts of them.
 
 use super::{Format, Scales, at, bit, half, nibble, put, put_bytes, put_f16, rows, uneven, vector};
-use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
+use crate::kernels::quant::lanes::{Bytes, Elements, Lanes, ROWS};
 
-/// `d` times a signed byte for each 16 elements, behind it.
-#[inline(always)]
-fn signed_16<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-    let d = s.load_f16(at(unit, 0));
-    let place = 2 * ROWS + 2 * part * ROWS;
-    let scale = [
-        s.mul(d, s.float(s.widen_signed(at(unit, place)))),
-        s.mul(d, s.float(s.widen_signed(at(unit, place + ROWS)))),
-    ];
-    Scales { scale, minimum: scale }
+/// `d`, in f16 at the beginning of a unit.
+pub(crate) struct D<F>(F);
+
+impl<F: Copy> D<F> {
+    #[inline(always)]
+    fn read<S: Lanes<F = F>>(s: S, unit: &[u8]) -> Self {
+        Self(s.load_f16(at(unit, 0)))
+    }
+
+    /// It times a signed byte for each 16 elements, behind it.
+    #[inline(always)]
+    fn times_bytes<S: Lanes<F = F>>(&self, s: S, unit: &[u8], part: usize) -> Scales<F> {
+        let place = 2 * ROWS + 2 * part * ROWS;
+        let scale = [
+            s.mul(self.0, s.float(s.widen_signed(at(unit, place)))),
+            s.mul(self.0, s.float(s.widen_signed(at(unit, place + ROWS)))),
+        ];
+        Scales { scale, minimum: scale }
+    }
 }
 
-/// The packed scales and minima of `Q4_K` and `Q5_K`, of 6 bits each, twelve bytes a row from byte 64 on.
-#[inline(always)]
-fn packed<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-    // The byte of a row that a part's scale is in: `first` is that of the first four's scales.
-    let first = 64 + part % 4 * ROWS;
-    let (scale, minimum) = if part < 4 {
-        let (scale, minimum) = (s.widen(at(unit, first)), s.widen(at(unit, first + 4 * ROWS)));
-        (s.and(scale, 63), s.and(minimum, 63))
-    } else {
-        let low = s.widen(at(unit, first + 8 * ROWS));
-        let (high_scale, high_minimum) = (s.widen(at(unit, first)), s.widen(at(unit, first + 4 * ROWS)));
-        let scale = s.or(s.and(low, 15), s.shift_left(s.shift_right(high_scale, 6, 3), 4, 3));
-        let minimum = s.or(s.shift_right(low, 4, 15), s.shift_left(s.shift_right(high_minimum, 6, 3), 4, 3));
-        (scale, minimum)
-    };
-    let scale = s.mul(s.load_f16(at(unit, 0)), s.float(scale));
-    let minimum = s.mul(s.load_f16(at(unit, 32)), s.float(minimum));
-    Scales { scale: [scale; 2], minimum: [minimum; 2] }
+/// `d` and `-m`.
+pub(crate) struct DAndM<F>(F, F);
+
+impl<F: Copy> DAndM<F> {
+    #[inline(always)]
+    fn read<S: Lanes<F = F>>(s: S, unit: &[u8]) -> Self {
+        Self(s.load_f16(at(unit, 0)), s.load_f16(at(unit, 32)))
+    }
+}
+
+/// The same with eight scales and eight minima of 6 bits each, which are packed in twelve bytes a row from byte 64 on.
+pub(crate) struct SixBits<F> {
+    d_and_m: DAndM<F>,
+    /// A byte each, part after part: four parts' scales, the others', four parts' minima, the others'.
+    bytes: [Bytes; 4],
+}
+
+impl<F: Copy> SixBits<F> {
+    #[inline(always)]
+    fn read<S: Lanes<F = F>>(s: S, unit: &[u8]) -> Self {
+        // Scales and minima of four parts; the two upper bits of these, and what is in `low`, are those of the others.
+        let (scales, minima, low) = (vector(s, unit, 64, 0), vector(s, unit, 64, 1), vector(s, unit, 64, 2));
+        let mut bytes = [[0; 4 * ROWS]; 4];
+        s.store_bytes(s.and(scales, 63), &mut bytes[0]);
+        s.store_bytes(s.or(s.and(low, 15), s.shift_right(scales, 2, 48)), &mut bytes[1]);
+        s.store_bytes(s.and(minima, 63), &mut bytes[2]);
+        s.store_bytes(s.or(s.shift_right(low, 4, 15), s.shift_right(minima, 2, 48)), &mut bytes[3]);
+        Self { d_and_m: DAndM::read(s, unit), bytes }
+    }
+
+    #[inline(always)]
+    fn scales<S: Lanes<F = F>>(&self, s: S, part: usize) -> Scales<F> {
+        let bytes = self.bytes.as_flattened();
+        let DAndM(d, m) = self.d_and_m;
+        let scale = s.mul(d, s.float(s.widen(at(bytes, part * ROWS))));
+        let minimum = s.mul(m, s.float(s.widen(at(bytes, (8 + part) * ROWS))));
+        Scales { scale: [scale; 2], minimum: [minimum; 2] }
+    }
 }
 
 /// The same, negative: what is taken away is added.
@@ -40,7 +69,7 @@ fn put_minus(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     put_f16(unit, place, row, &[from[0], from[1] ^ 0x80]);
 }
 
-format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240;
+format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240, common D;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -58,8 +87,7 @@ format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240;
         uneven(s, nibble(s, unit, 192 + part * 256, g))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        let d = s.load_f16(at(unit, 0));
+    fn scales<S: Lanes>(s: S, unit: &[u8], &D(d): &D<S::F>, part: usize) -> Scales<S::F> {
         let scale = s.mul(d, s.float(s.widen_signed(at(unit, 32 + part * ROWS))));
         Scales { scale: [scale; 2], minimum: [scale; 2] }
     }
@@ -71,7 +99,7 @@ fn pair<S: Lanes>(s: S, unit: &[u8], place: usize, part: usize, g: usize) -> S::
     s.shift_right(vector(s, unit, place + part / 4 * 512, g), part as u32 % 4 * 2, 3)
 }
 
-format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
+format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, common DAndM, BY_16, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, &block[80..]);
@@ -85,8 +113,7 @@ format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
         pair(s, unit, 320, part, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        let (d, m) = (s.load_f16(at(unit, 0)), s.load_f16(at(unit, 32)));
+    fn scales<S: Lanes>(s: S, unit: &[u8], &DAndM(d, m): &DAndM<S::F>, part: usize) -> Scales<S::F> {
         let (mut scale, mut minimum) = ([d; 2], [m; 2]);
         for i in 0..2 {
             let byte = s.widen(at(unit, 64 + (2 * part + i) * ROWS));
@@ -97,7 +124,7 @@ format! { Q2_K, 2 bits, offset None, 84 bytes of 256, unit 1344, BY_16, MINIMUM;
     }
 }
 
-format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, BY_16;
+format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, common D, BY_16;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             let (third, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
@@ -116,8 +143,8 @@ format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, BY_16;
         s.or(pair(s, unit, 832, part, g), bit(s, vector(s, unit, 320, g), part, 2))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        signed_16(s, unit, part)
+    fn scales<S: Lanes>(s: S, unit: &[u8], d: &D<S::F>, part: usize) -> Scales<S::F> {
+        d.times_bytes(s, unit, part)
     }
 }
 
@@ -127,7 +154,7 @@ fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, g: usize) -> S
     half(s, vector(s, unit, place, g), upper)
 }
 
-format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
+format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, common SixBits, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -141,12 +168,12 @@ format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, MINIMUM;
         shared(s, unit, 256 + part / 2 * 512, part % 2 == 1, g)
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        packed(s, unit, part)
+    fn scales<S: Lanes>(s: S, _: &[u8], bits: &SixBits<S::F>, part: usize) -> Scales<S::F> {
+        bits.scales(s, part)
     }
 }
 
-format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
+format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, common SixBits, MINIMUM;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -162,12 +189,12 @@ format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, MINIMUM;
         s.or(four, bit(s, vector(s, unit, 256, g), part, 4))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        packed(s, unit, part)
+    fn scales<S: Lanes>(s: S, _: &[u8], bits: &SixBits<S::F>, part: usize) -> Scales<S::F> {
+        bits.scales(s, part)
     }
 }
 
-format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16, ALIKE;
+format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, common D, BY_16, ALIKE;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             let (lower, upper) = (&block[..128], &block[128..192]);
@@ -199,7 +226,7 @@ format! { Q6_K, 6 bits, offset Some(32.0), 210 bytes of 256, unit 3392, BY_16, A
         s.or(s.or(first, second), s.shift_right(vector(s, unit, place, 2), 2, 48))
     }
     #[inline(always)]
-    fn scales<S: Lanes>(s: S, unit: &[u8], part: usize) -> Scales<S::F> {
-        signed_16(s, unit, part)
+    fn scales<S: Lanes>(s: S, unit: &[u8], d: &D<S::F>, part: usize) -> Scales<S::F> {
+        d.times_bytes(s, unit, part)
     }
 }
