@@ -21,7 +21,7 @@ use super::columns::Columns;
 use super::dense::{Arranged, CHUNK, GROUP, Group, chunks};
 use super::memory::Region;
 use super::quant::{Lanes, RowsKernel, STREAMS};
-use super::simd::Isa;
+use super::simd::{Isa, LINE};
 
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = super::quant::ROWS;
@@ -129,7 +129,7 @@ impl<E: Half> RowsKernel for Multiply<'_, '_, E> {
             (0, _) => {}
             // One row waits for memory, which brings several streams that are apart faster than one.
             (1, 1) => self.few::<S, 1, STREAMS>(s),
-            (1, 2) => self.few::<S, 2, 1>(s),
+            (1, 2) => self.few::<S, 2, 2>(s),
             (1, 3) => self.few::<S, 3, 1>(s),
             (1, 4) => self.few::<S, 4, 1>(s),
             (1, 5) => self.few::<S, 5, 1>(s),
@@ -214,17 +214,22 @@ impl<E: Half> Multiply<'_, '_, E> {
                                 s.store(E::widen(s, column), &mut wide[p]);
                             }
                         }
-                        // The next panels' memory, some of it with each tile.
+                        // The next panels' memory, which tiles ask for evenly.
                         let next = panels.as_ptr().wrapping_add(T * k + from).cast::<u8>();
                         let bytes = size_of::<Column>() * columns.len();
+                        let share = bytes.div_ceil(n.div_ceil(T)).next_multiple_of(LINE);
                         for t in (0..n).step_by(T) {
-                            for p in 0..T {
-                                let next = next.wrapping_add(p * k * size_of::<Column>());
-                                s.prefetch_share(next, bytes, t / T, n.div_ceil(T));
-                            }
+                            let next = std::array::from_fn(|p| {
+                                next.wrapping_add(p * k * size_of::<Column>() + t / T * share)
+                            });
+                            let ahead = Ahead { next, bytes: share };
                             match groups[t..].first_chunk::<T>() {
-                                Some(groups) => tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t),
-                                None => tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t),
+                                Some(groups) => {
+                                    tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t, ahead)
+                                }
+                                None => {
+                                    tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t, ahead)
+                                }
                             }
                         }
                     }
@@ -243,6 +248,13 @@ impl<E: Half> Multiply<'_, '_, E> {
 /// Columns in a turn of a tile's loop: memory is asked for lines, of which a column of a group is a part.
 const TURN: usize = 8;
 
+/// Memory of the next panels that a tile asks for: so many bytes of each.
+#[derive(Clone, Copy)]
+struct Ahead<const T: usize> {
+    next: [*const u8; T],
+    bytes: usize,
+}
+
 /// Columns of panels, widened: lines of the cache.
 #[repr(align(64))]
 struct Wide([[f32; ROWS]; CHUNK]);
@@ -256,6 +268,7 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     from: usize,
     to: &mut [[[[f32; ROWS]; G]; BLOCK]; T],
     t: usize,
+    ahead: Ahead<T>,
 ) {
     let mut sums = [[[s.splat(0.0); G]; N]; T];
     let mut columns = [&groups[0][from..][..wide.len()]; N];
@@ -269,6 +282,9 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     }
     let (turns, rest) = wide.as_chunks::<TURN>();
     for (j, wide) in turns.iter().enumerate() {
+        for next in ahead.next {
+            s.prefetch_share(next, ahead.bytes, j, CHUNK / T / TURN);
+        }
         let mut x = [&columns[0].as_chunks::<TURN>().0[j]; N];
         for n in 0..N {
             x[n] = &columns[n].as_chunks().0[j];

@@ -64,7 +64,7 @@ impl<F: Copy> SixBits<F> {
     }
 }
 
-/// The same, negative: what is taken away is added.
+/// Puts an f16 of one row, negative: what is taken away is added.
 fn put_minus(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     put_f16(unit, place, row, &[from[0], from[1] ^ 0x80]);
 }
