@@ -14,8 +14,8 @@ pub(crate) struct Columns<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a `Columns` is the only way to its numbers, as a mutable slice would be: `split` makes them of a slice that is borrowed
-// mutably, and no two of the same column.
+// SAFETY: a `Columns` is the only way to its numbers, as a mutable slice would be: `of` makes one of a slice that is borrowed
+// mutably, and columns that `split_off_first` gives away are no longer its own: no two have the same.
 #[allow(unsafe_code)]
 unsafe impl Send for Columns<'_> {}
 

@@ -127,7 +127,7 @@ impl<E: Half> RowsKernel for Multiply<'_, '_, E> {
     fn run<S: Lanes>(self, s: S) {
         match (self.x.n_groups(), self.x.group()) {
             (0, _) => {}
-            // One row waits for memory, which brings several streams that are apart faster than one.
+            // One row waits for memory, which brings several streams that are apart faster than one, and so do two, as registers allow.
             (1, 1) => self.few::<S, 1, STREAMS>(s),
             (1, 2) => self.few::<S, 2, 2>(s),
             (1, 3) => self.few::<S, 3, 1>(s),
@@ -281,9 +281,12 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
         }
     }
     let (turns, rest) = wide.as_chunks::<TURN>();
+    let each = ahead.bytes.div_ceil(turns.len().max(1)).next_multiple_of(LINE);
     for (j, wide) in turns.iter().enumerate() {
-        for next in ahead.next {
-            s.prefetch_share(next, ahead.bytes, j, CHUNK / T / TURN);
+        for line in (j * each..ahead.bytes.min((j + 1) * each)).step_by(LINE) {
+            for next in ahead.next {
+                s.prefetch(next.wrapping_add(line));
+            }
         }
         let mut x = [&columns[0].as_chunks::<TURN>().0[j]; N];
         for n in 0..N {

@@ -138,8 +138,8 @@ pub(crate) fn matmul(ctx: &Context, x: &[f32], k: usize, products: Vec<Product<'
 /// Rows of a panel of packed weights, whichever they are.
 const PANEL: usize = quant::ROWS;
 const _: () = assert!(PANEL == halves::ROWS);
-/// Shares for each thread of what is left, of which a task takes one: tasks become smaller, so that threads end together, however fast
-/// each is (Polychronopoulos and Kuck, 1987: guided self-scheduling).
+/// Shares for each thread of what is left, of which a task takes one: tasks become smaller, and are taken in this order, so that threads end
+/// together, however fast each is (Polychronopoulos and Kuck, 1987: guided self-scheduling).
 const SHARES: usize = 2;
-/// Weights that a task reads at most: threads that read far apart are slower by a fifth.
+/// Weights that a task reads, about, at most: threads that read far apart are slower by a fifth.
 const TASK_BYTES: usize = 1 << 20;

@@ -112,6 +112,7 @@ const SIZES: &[[usize; 3]] = &[
     [7, 33, 5],
     [65, 31, 3],
     [97, 50, 2],
+    [3, 700, 2], // tasks of several sizes
 ];
 
 #[test]
@@ -283,13 +284,13 @@ fn matrices_together_make_what_they_make_alone() {
     for isa in Isa::all() {
         let ctx = Context::new(isa, 2).unwrap();
         let (first, second) =
-            (Matrix::random(DType::Q6_K, 40, 512, 7), Matrix::random(DType::F16, 19, 512, 8));
+            (Matrix::random(DType::Q6_K, 400, 512, 7), Matrix::random(DType::F16, 119, 512, 8));
         let (packed, halves) = (first.pack(&ctx), second.halves(&ctx));
         let x = random(9 * 512, 9);
-        let (mut a, mut b) = (vec![0.0; 9 * 40], vec![0.0; 9 * 19]);
+        let (mut a, mut b) = (vec![0.0; 9 * 400], vec![0.0; 9 * 119]);
         let products = vec![
-            Product { weights: Weights::Packed(&packed), n_out: 40, out: &mut a },
-            Product { weights: Weights::Halves(&halves), n_out: 19, out: &mut b },
+            Product { weights: Weights::Packed(&packed), n_out: 400, out: &mut a },
+            Product { weights: Weights::Halves(&halves), n_out: 119, out: &mut b },
         ];
         matmul(&ctx, &x, 512, products);
         close(&a, &product(&ctx, Weights::Packed(&packed), first.shape, &x), 0.0, "first");

@@ -36,9 +36,9 @@ fn eights(all: &[f32; ROWS]) -> [&[f32; 8]; 2] {
 
 /// A block's numbers' bits.
 #[inline(always)]
-fn eights_of(x: &[f32; LEN]) -> [__m256i; LEN / 8] {
+fn eights_of(_: Avx2, x: &[f32; LEN]) -> [__m256i; LEN / 8] {
     let (eights, _) = x.as_chunks::<8>();
-    // SAFETY: only what has AVX2 asks; each is of the 32 bytes that are loaded.
+    // SAFETY: an `Avx2` exists, so the processor has AVX2; each array is of the 32 bytes that are loaded.
     std::array::from_fn(|i| unsafe { _mm256_loadu_si256(eights[i].as_ptr().cast()) })
 }
 
@@ -211,16 +211,16 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn largest(self, x: &[f32; LEN]) -> u32 {
+    fn largest(self, x: &[f32; LEN]) -> f32 {
         // Of positive numbers the larger has the larger bits; those of infinity and NaN are larger than all.
         // SAFETY: see above the impl.
         unsafe {
-            let bits = eights_of(x).map(|x| _mm256_and_si256(x, _mm256_set1_epi32(i32::MAX)));
+            let bits = eights_of(self, x).map(|x| _mm256_and_si256(x, _mm256_set1_epi32(i32::MAX)));
             let max =
                 _mm256_max_epu32(_mm256_max_epu32(bits[0], bits[1]), _mm256_max_epu32(bits[2], bits[3]));
             let max = _mm_max_epu32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
             let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b_11_10>(max));
-            _mm_cvtsi128_si32(_mm_max_epu32(max, _mm_shuffle_epi32::<0b_01>(max))) as u32
+            _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(max, _mm_shuffle_epi32::<0b_01>(max))))
         }
     }
     #[inline(always)]
@@ -228,8 +228,8 @@ impl Lanes for Avx2 {
         // SAFETY: see above the impl.
         unsafe {
             let by = _mm256_set1_ps(by);
-            let q = eights_of(x).map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(x), by)));
-            // Each of the two halves' four lanes are narrowed by themselves: a group of four is one lane then, and all of them are apart.
+            let q = eights_of(self, x).map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(x), by)));
+            // Halves of vectors are narrowed each by itself: groups of four become lanes, but all lower halves' come before the upper ones'.
             let pairs = [_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])];
             let bytes = _mm256_packs_epi16(pairs[0], pairs[1]);
             let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));

@@ -102,7 +102,7 @@ pub(crate) trait Lanes: Copy + Debug {
     /// Up to so many rows, a panel is read as it is packed; for more, unpacking it first pays. None where that always pays but for one row,
     /// which is multiplied apart.
     const DIRECT: usize;
-    /// Bytes between what a row of activations reads of the weights and what memory is asked for; 0 where asking gains nothing.
+    /// Bytes between what a row of activations reads of quantised weights and what memory is asked for; 0 where asking gains nothing.
     const AHEAD: usize;
     /// Whether one row of bytes reads several panels at a time.
     const STREAMS: bool;
@@ -164,10 +164,10 @@ pub(crate) trait Lanes: Copy + Debug {
         x: [&Quads; N],
     ) -> [Self::I; N];
 
-    /// The bits of the largest magnitude of a block's numbers, which are those of infinity or more where one is not finite.
-    fn largest(self, x: &[f32; LEN]) -> u32;
-    /// A block's numbers times `by`, each rounded to the nearest of the whole numbers within -127..=127, beyond which none may be; and the
-    /// sums of the first and of the second half.
+    /// The largest magnitude of a block's numbers: infinity or NaN where one is not finite.
+    fn largest(self, x: &[f32; LEN]) -> f32;
+    /// A block's numbers times `by`, rounded to the nearest whole numbers, of two to the even one: within -127..=127, as `by` is to see to.
+    /// And the sums of the first and of the second half.
     fn round(self, x: &[f32; LEN], by: f32) -> (Quads, [i32; 2]);
 
     /// Integers as f32.
@@ -323,9 +323,9 @@ impl Lanes for Scalar {
         }
         sums
     }
-    fn largest(self, x: &[f32; LEN]) -> u32 {
+    fn largest(self, x: &[f32; LEN]) -> f32 {
         // Of positive numbers the larger has the larger bits; those of infinity and NaN are larger than all.
-        x.iter().fold(0, |max, x| x.abs().to_bits().max(max))
+        f32::from_bits(x.iter().fold(0, |max, x| x.abs().to_bits().max(max)))
     }
     fn round(self, x: &[f32; LEN], by: f32) -> (Quads, [i32; 2]) {
         let rounded = x.map(|x| (x * by).round_ties_even() as i8);

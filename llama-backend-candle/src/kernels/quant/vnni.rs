@@ -155,7 +155,7 @@ impl Lanes for Vnni {
         }
     }
     #[inline(always)]
-    fn largest(self, x: &[f32; LEN]) -> u32 {
+    fn largest(self, x: &[f32; LEN]) -> f32 {
         self.avx2.largest(x)
     }
     #[inline(always)]
