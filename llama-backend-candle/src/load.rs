@@ -78,9 +78,10 @@ fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParam
 
     let (q_dim, kv_dim) = (product(&[n_heads, head_dim]), product(&[n_kv_heads, head_dim]));
 
-    // The widest points of a block, beside h, its successor and x: q, k, v and two copies of attention's output; or gate, up
-    // and their product.
-    let in_attention = sum(&[q_dim.saturating_mul(3), kv_dim.saturating_mul(2)]);
+    // The widest points of a block, beside h, its successor and x: q, k, v and attention's output, of which a device has a
+    // copy; or gate, up and their product.
+    let outputs = if on_host { 1 } else { 2 };
+    let in_attention = sum(&[q_dim.saturating_mul(1 + outputs), kv_dim.saturating_mul(2)]);
     let in_ffn = product(&[3, ffn_dim]);
     let width = sum(&[product(&[3, dim]), in_attention.max(in_ffn)]);
     let activations = width.saturating_mul(params.max_batch_tokens as u128);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use half::f16;
 use llama_backend::Span;
 
+use super::columns::Columns;
 use super::dense::{Element, dots};
 use super::elementwise::Softmax;
 use super::rope::RopeTables;
@@ -39,10 +40,10 @@ impl Shape {
         (BLOCK_ROWS / self.n_rep).max(1)
     }
 
-    /// The scratch of one task, in numbers: its queries, and their scores over a full slot.
+    /// The scratch of one task, in numbers: its queries, their scores over a full slot, and what is mixed of the values.
     pub(crate) fn task_scratch(&self) -> u128 {
         let rows = (self.block_tokens() * self.n_rep) as u128;
-        rows.saturating_mul(self.head_dim as u128 + self.max_seq_len as u128)
+        rows.saturating_mul(2 * self.head_dim as u128 + self.max_seq_len as u128)
     }
 
     /// The numbers of one slot's one head.
@@ -132,64 +133,48 @@ pub(crate) fn attend<E: Kept>(
     let group = n_rep * head_dim; // the numbers of a token in a task
     let blocks: Vec<Block> = spans.iter().flat_map(|span| blocks(span, shape)).collect();
 
-    // Each task writes [n_tokens, group] of its own; blocks lie in the order of their rows, heads within.
-    let attend = |staged: &mut [f32]| {
-        let mut rest = staged;
-        let mut tasks = Vec::with_capacity(blocks.len() * n_kv_heads);
-        for block in &blocks {
-            for head in 0..n_kv_heads {
-                let (part, after) = rest.split_at_mut(block.n_tokens * group);
-                rest = after;
-                tasks.push((block, head, part));
-            }
-        }
-        let work: usize = blocks.iter().map(|b| b.n_tokens * (b.start_pos + b.n_tokens)).sum();
-        let task = |block: &Block, head: usize, part: &mut [f32]| {
-            let cached = (block.slot * n_kv_heads + head) * shape.head_len();
-            let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
-            let (keys, values) = (&keys[cached.clone()], &values[cached]);
-            let n_scores = part.len() / head_dim * (block.start_pos + block.n_tokens);
-            ctx.scratch.with(part.len() + n_scores, |scratch| {
-                let (queries, scores) = scratch.split_at_mut(part.len());
-                for (t, queries) in queries.chunks_exact_mut(group).enumerate() {
-                    let from = ((block.first_row + t) * n_kv_heads + head) * group;
-                    rope.rotate(block.start_pos + t, &q[from..from + group], queries, |x| x);
-                }
-                block_attention(ctx, shape, block, (queries, keys, values), scores, part);
-            });
-        };
-        if work.saturating_mul(n_kv_heads * group) < SERIAL_BELOW {
-            tasks.into_iter().for_each(|(block, head, part)| task(block, head, part));
-        } else {
-            // The last blocks see the most positions: first, so that no thread is left with a long one at the end.
-            let tasks: Vec<_> = tasks.into_iter().rev().map(Mutex::new).collect();
-            ctx.pool.run(tasks.len(), |i| {
-                // Each is taken once.
-                let mut part = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
-                let (block, head, part) = &mut *part;
-                task(block, *head, part);
-            });
-        }
-    };
-    if blocks.iter().all(|block| block.n_tokens == 1) {
-        attend(out); // a block of one token is that token's row already
-        return;
+    // Each task writes its tokens' columns of its head; blocks lie in the order of their rows.
+    let width = n_kv_heads * group;
+    let mut rest = out;
+    let mut tasks = Vec::with_capacity(blocks.len() * n_kv_heads);
+    for block in &blocks {
+        let (rows, after) = rest.split_at_mut(block.n_tokens * width);
+        rest = after;
+        let mut columns = Columns::of(rows, width);
+        tasks.extend((0..n_kv_heads).map(|head| (block, head, columns.split_off_first(group))));
     }
-    // Not of the tasks' scratch: lent in any order, each of those buffers would grow to this size.
-    ctx.staged.with(out.len(), |staged| {
-        attend(staged);
-        // [block, head, token] to [block, token, head].
-        let width = n_kv_heads * group;
-        for block in &blocks {
-            let rows = block.first_row * width..(block.first_row + block.n_tokens) * width;
-            let (staged, out) = (&staged[rows.clone()], &mut out[rows]);
-            for (head, staged) in staged.chunks_exact(block.n_tokens * group).enumerate() {
-                for (staged, out) in staged.chunks_exact(group).zip(out.chunks_exact_mut(width)) {
-                    out[head * group..(head + 1) * group].copy_from_slice(staged);
-                }
+    let task = |block: &Block, head: usize, out: &mut Columns<'_>| {
+        let cached = (block.slot * n_kv_heads + head) * shape.head_len();
+        let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
+        let (keys, values) = (&keys[cached.clone()], &values[cached]);
+        let len = block.n_tokens * group;
+        let n_scores = len / head_dim * (block.start_pos + block.n_tokens);
+        ctx.scratch.with(2 * len + n_scores, |scratch| {
+            let (queries, scratch) = scratch.split_at_mut(len);
+            let (mixed, scores) = scratch.split_at_mut(len);
+            for (t, queries) in queries.chunks_exact_mut(group).enumerate() {
+                let from = ((block.first_row + t) * n_kv_heads + head) * group;
+                rope.rotate(block.start_pos + t, &q[from..from + group], queries, |x| x);
             }
-        }
-    });
+            block_attention(ctx, shape, block, (queries, keys, values), scores, mixed);
+            for (t, mixed) in mixed.chunks_exact(group).enumerate() {
+                out.row(t, 0, group).copy_from_slice(mixed);
+            }
+        });
+    };
+    let work: usize = blocks.iter().map(|b| b.n_tokens * (b.start_pos + b.n_tokens)).sum();
+    if work.saturating_mul(width) < SERIAL_BELOW {
+        tasks.into_iter().for_each(|(block, head, mut out)| task(block, head, &mut out));
+    } else {
+        // The last blocks see the most positions: first, so that no thread is left with a long one at the end.
+        let tasks: Vec<_> = tasks.into_iter().rev().map(Mutex::new).collect();
+        ctx.pool.run(tasks.len(), |i| {
+            // Each is taken once.
+            let mut part = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (block, head, out) = &mut *part;
+            task(block, *head, out);
+        });
+    }
 }
 
 fn blocks(span: &Span, shape: &Shape) -> impl Iterator<Item = Block> {

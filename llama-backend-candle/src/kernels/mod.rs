@@ -45,8 +45,6 @@ pub(crate) struct Context {
     /// Of packed weights.
     pub(crate) memory: Memory,
     pub(crate) scratch: Scratch<f32>,
-    /// What attention makes, head by head.
-    pub(crate) staged: Scratch<f32>,
     /// Activations as [`dense`] takes many rows of them. Apart from the others: they are larger by far, and buffers keep their size.
     pub(crate) arranged: Scratch<f32>,
     /// Activations of 8 bits.
@@ -58,9 +56,9 @@ impl Context {
     /// Fails where the system has no threads left.
     pub(crate) fn new(isa: Isa, n_threads: usize) -> io::Result<Self> {
         let pool = Pool::new(n_threads)?;
-        let (scratch, staged, arranged) = (Scratch::new(0.0), Scratch::new(0.0), Scratch::new(0.0));
+        let (scratch, arranged) = (Scratch::new(0.0), Scratch::new(0.0));
         let (blocks, spare) = (Scratch::new(Block::EMPTY), Spare::default());
-        Ok(Self { isa, pool, memory: Memory::default(), scratch, staged, arranged, blocks, spare })
+        Ok(Self { isa, pool, memory: Memory::default(), scratch, arranged, blocks, spare })
     }
 }
 
