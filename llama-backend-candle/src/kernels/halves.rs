@@ -217,18 +217,16 @@ impl<E: Half> Multiply<'_, '_, E> {
                         // The next panels' memory, which tiles ask for evenly.
                         let next = panels.as_ptr().wrapping_add(T * k + from).cast::<u8>();
                         let bytes = size_of::<Column>() * columns.len();
-                        let share = bytes.div_ceil(n.div_ceil(T)).next_multiple_of(LINE);
+                        let bytes = bytes.div_ceil(n.div_ceil(T)).next_multiple_of(LINE);
                         for t in (0..n).step_by(T) {
-                            let next = std::array::from_fn(|p| {
-                                next.wrapping_add(p * k * size_of::<Column>() + t / T * share)
-                            });
-                            let ahead = Ahead { next, bytes: share };
+                            let of_panel = |p| next.wrapping_add(p * k * size_of::<Column>() + t / T * bytes);
+                            let share = Share { from: std::array::from_fn(of_panel), bytes };
                             match groups[t..].first_chunk::<T>() {
                                 Some(groups) => {
-                                    tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t, ahead)
+                                    tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t, share)
                                 }
                                 None => {
-                                    tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t, ahead)
+                                    tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t, share)
                                 }
                             }
                         }
@@ -248,10 +246,10 @@ impl<E: Half> Multiply<'_, '_, E> {
 /// Columns in a turn of a tile's loop: memory is asked for lines, of which a column of a group is a part.
 const TURN: usize = 8;
 
-/// Memory of the next panels that a tile asks for: so many bytes of each.
+/// A tile's share of the next panels' memory, for which it asks: so many bytes of each.
 #[derive(Clone, Copy)]
-struct Ahead<const T: usize> {
-    next: [*const u8; T],
+struct Share<const T: usize> {
+    from: [*const u8; T],
     bytes: usize,
 }
 
@@ -268,7 +266,7 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     from: usize,
     to: &mut [[[[f32; ROWS]; G]; BLOCK]; T],
     t: usize,
-    ahead: Ahead<T>,
+    share: Share<T>,
 ) {
     let mut sums = [[[s.splat(0.0); G]; N]; T];
     let mut columns = [&groups[0][from..][..wide.len()]; N];
@@ -281,12 +279,12 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
         }
     }
     let (turns, rest) = wide.as_chunks::<TURN>();
-    let each = ahead.bytes.div_ceil(turns.len().max(1)).next_multiple_of(LINE);
+    let each = share.bytes.div_ceil(turns.len().max(1)).next_multiple_of(LINE);
     for (j, wide) in turns.iter().enumerate() {
-        for line in (j * each..ahead.bytes.min((j + 1) * each)).step_by(LINE) {
-            for next in ahead.next {
-                s.prefetch(next.wrapping_add(line));
-            }
+        let asked = j * each;
+        let bytes = each.min(share.bytes.saturating_sub(asked));
+        for from in share.from {
+            s.prefetch_share(from.wrapping_add(asked), bytes, 0, 1);
         }
         let mut x = [&columns[0].as_chunks::<TURN>().0[j]; N];
         for n in 0..N {
