@@ -3,8 +3,8 @@
 //! Head by head, so that attention streams a head's positions in the order of memory. What a slot holds beyond its length is
 //! left over, and is written before it is read: freeing costs nothing, and a failed step leaves no trace.
 //!
-//! Shapes: host: `[n_slots, n_kv_heads, max_seq_len, head_dim]` a layer; tensors: `[n_kv_heads, max_seq_len, head_dim]` a layer
-//! and slot, since candle writes into a tensor along one dimension.
+//! Shapes: host: those of [`attention`](crate::kernels::attention), a layer; tensors: `[n_kv_heads, max_seq_len, head_dim]` a layer and
+//! slot, since candle writes into a tensor along one dimension.
 
 use std::collections::TryReserveError;
 
@@ -31,7 +31,7 @@ pub(crate) enum LayerCache {
     Tensors(Vec<SlotTensors>),
 }
 
-/// Keys and values, `[n_slots, n_kv_heads, max_seq_len, head_dim]` each.
+/// Keys and values of every slot.
 #[derive(Debug)]
 pub(crate) struct HostCache<E> {
     pub(crate) keys: Vec<E>,
@@ -39,25 +39,28 @@ pub(crate) struct HostCache<E> {
 }
 
 impl<E: Copy> HostCache<E> {
-    /// Keys and values of `numbers` elements each.
-    fn new(numbers: usize, zero: E) -> Result<Self, TryReserveError> {
-        let zeros = || {
+    /// Of so many slots.
+    fn new(shape: &Shape, n_slots: usize, zero: E) -> Result<Self, TryReserveError> {
+        let zeros = |head_len: usize| {
+            let numbers = n_slots * shape.n_kv_heads * head_len;
             let mut zeros = Vec::new();
             zeros.try_reserve_exact(numbers)?;
             zeros.resize(numbers, zero);
             Ok::<_, TryReserveError>(zeros)
         };
-        Ok(Self { keys: zeros()?, values: zeros()? })
+        let keys = zeros(shape.keys_len(shape.max_seq_len))?;
+        Ok(Self { keys, values: zeros(shape.values_len(shape.max_seq_len))? })
     }
 
-    /// Copies `len` positions of one slot to another.
+    /// Copies `len` positions of one slot to another, which has nothing else then.
     fn copy(&mut self, shape: &Shape, from: usize, to: usize, len: usize) {
-        let Shape { n_kv_heads, max_seq_len, head_dim, .. } = *shape;
-        for head in 0..n_kv_heads {
-            let at = |slot: usize| (slot * n_kv_heads + head) * max_seq_len * head_dim;
-            let prefix = at(from)..at(from) + len * head_dim;
-            self.keys.copy_within(prefix.clone(), at(to));
-            self.values.copy_within(prefix, at(to));
+        let heads = |slot: usize| slot * shape.n_kv_heads..(slot + 1) * shape.n_kv_heads;
+        for (from, to) in heads(from).zip(heads(to)) {
+            let copy = |numbers: &mut [E], head_len: usize, len: usize| {
+                numbers.copy_within(from * head_len..from * head_len + len, to * head_len);
+            };
+            copy(&mut self.keys, shape.keys_len(shape.max_seq_len), shape.keys_len(len));
+            copy(&mut self.values, shape.values_len(shape.max_seq_len), shape.values_len(len));
         }
     }
 }
@@ -73,11 +76,10 @@ impl KvCache {
     /// An empty cache in this process's memory. Its size has been checked to be one.
     pub(crate) fn host(shape: Shape, n_layers: usize, params: &LoadParams) -> Result<Self, BackendError> {
         let positions = params.n_slots * shape.max_seq_len;
-        let numbers = positions * shape.n_kv_heads * shape.head_dim;
         let layer = |_| {
             Ok(match params.kv_dtype {
-                DType::F16 => LayerCache::F16(HostCache::new(numbers, f16::ZERO)?),
-                _ => LayerCache::F32(HostCache::new(numbers, 0.0)?),
+                DType::F16 => LayerCache::F16(HostCache::new(&shape, params.n_slots, f16::ZERO)?),
+                _ => LayerCache::F32(HostCache::new(&shape, params.n_slots, 0.0)?),
             })
         };
         let layers = (0..n_layers).map(layer).collect::<Result<_, TryReserveError>>();

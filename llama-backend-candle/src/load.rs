@@ -87,7 +87,8 @@ fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParam
     let activations = width.saturating_mul(params.max_batch_tokens as u128);
     let rope = product(&[params.max_seq_len, head_dim]);
     let tasks = product(&[params.max_batch_tokens, n_kv_heads]).min(params.n_threads() as u128);
-    let scores = tasks.saturating_mul(shape(config, params).task_scratch());
+    let shape = shape(config, params);
+    let scores = tasks.saturating_mul(shape.task_scratch());
     let products = match (params.computation, dtype.is_quantized()) {
         // Activations as bytes: 64 bytes for 32 elements; twice for the output's, which are fine.
         (Computation::Fast, true) => {
@@ -103,7 +104,13 @@ fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParam
         _ if dtype == DType::F32 => 0,
         _ => product(&[dim.max(ffn_dim).max(config.vocab_size), dim]),
     };
-    let plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, products]));
+    let mut plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, products]));
+    if on_host {
+        let heads = product(&[config.n_layers, params.n_slots, n_kv_heads]);
+        let bytes = product(&[shape.keys_padding(), head_dim, params.kv_dtype.size()]);
+        let padding = u64::try_from(heads.saturating_mul(bytes)).unwrap_or(u64::MAX);
+        plan.kv_cache = plan.kv_cache.saturating_add(padding);
+    }
     match params.computation {
         // A device has a copy of its own.
         _ if !on_host => MemoryPlan { in_place: 0, ..plan },

@@ -29,17 +29,13 @@ impl RopeTables {
         Ok(Self { cos, sin, half })
     }
 
-    /// Writes the heads of `from`, `[.., head_dim]`, turned to a position, into `to`, each number as `narrow` makes it.
-    pub(crate) fn rotate<E>(&self, pos: usize, from: &[f32], to: &mut [E], narrow: impl Fn(f32) -> E) {
+    /// The heads of `from`, `[.., head_dim]`, turned to a position, pair by pair.
+    pub(crate) fn rotated(&self, pos: usize, from: &[f32]) -> impl Iterator<Item = [f32; 2]> {
         let row = pos * self.half..(pos + 1) * self.half;
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
-        let heads = from.chunks_exact(2 * self.half);
-        for (from, to) in heads.zip(to.chunks_exact_mut(2 * self.half)) {
-            let (from, _) = from.as_chunks::<2>();
-            let (to, _) = to.as_chunks_mut::<2>();
-            for (((from, to), cos), sin) in from.iter().zip(to).zip(cos).zip(sin) {
-                *to = [narrow(from[0] * cos - from[1] * sin), narrow(from[0] * sin + from[1] * cos)];
-            }
-        }
+        from.chunks_exact(2 * self.half).flat_map(move |head| {
+            let pairs = head.as_chunks::<2>().0.iter().zip(cos).zip(sin);
+            pairs.map(|((x, cos), sin)| [x[0] * cos - x[1] * sin, x[0] * sin + x[1] * cos])
+        })
     }
 }

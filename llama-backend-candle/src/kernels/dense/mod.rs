@@ -27,7 +27,6 @@ use super::simd::{Kernel, LANES, LINE, Simd};
 use super::{Context, Isa, SERIAL_BELOW};
 
 pub(crate) use arranged::{Arranged, GROUP, Group, arrange, arranged_len};
-pub(crate) use dots::dots;
 
 /// Elements of a row whose products are one sum of lanes: of a panel and of a tile's rows, what the first cache holds. Whole blocks of
 /// every type.

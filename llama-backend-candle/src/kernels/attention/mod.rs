@@ -5,7 +5,11 @@
 //! threads as they come. Positions are added one by one, from the first to the token itself, in every row: a row's result is the same
 //! to the bit in any block.
 //!
-//! Shapes: `q: [n_tokens, n_heads, head_dim]`; the cache of a layer: `[n_slots, n_kv_heads, max_seq_len, head_dim]`.
+//! Shapes: `q: [n_tokens, n_heads, head_dim]`; a layer's values: `[n_slots, n_kv_heads, max_seq_len, head_dim]`; its keys, in groups of
+//! [`LANES`] positions: `[n_slots, n_kv_heads, ⌈max_seq_len / LANES⌉, head_dim, LANES]`, so that a vector is of as many positions.
+
+mod mix;
+mod scores;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -13,16 +17,18 @@ use half::f16;
 use llama_backend::Span;
 
 use super::columns::Columns;
-use super::dense::{Element, dots};
+use super::dense::Element;
 use super::elementwise::Softmax;
 use super::rope::RopeTables;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::LANES;
 use super::{Context, SERIAL_BELOW};
+use mix::Mix;
+use scores::Scores;
 
 /// Rows of queries at a time.
 const BLOCK_ROWS: usize = 64;
-/// Positions whose keys or values stay in the first cache while every row of a task uses them.
-const BLOCK_POSITIONS: usize = 32;
+/// Bytes between what is read of the cache and what is asked for meanwhile.
+const AHEAD: usize = 8192;
 
 /// The sizes of a layer's attention.
 #[derive(Debug, Clone, Copy)]
@@ -43,12 +49,23 @@ impl Shape {
     /// The scratch of one task, in numbers: its queries, their scores over a full slot, and what is mixed of the values.
     pub(crate) fn task_scratch(&self) -> u128 {
         let rows = (self.block_tokens() * self.n_rep) as u128;
-        rows.saturating_mul(2 * self.head_dim as u128 + self.max_seq_len as u128)
+        let row_len = (self.max_seq_len as u128).next_multiple_of(LANES as u128);
+        rows.saturating_mul(2 * self.head_dim as u128 + row_len)
     }
 
-    /// The numbers of one slot's one head.
-    fn head_len(&self) -> usize {
-        self.max_seq_len * self.head_dim
+    /// The numbers of a head's keys of so many positions, in whole groups.
+    pub(crate) fn keys_len(&self, positions: usize) -> usize {
+        positions.next_multiple_of(LANES) * self.head_dim
+    }
+
+    /// Positions beyond the last that a head has keys for.
+    pub(crate) fn keys_padding(&self) -> usize {
+        self.max_seq_len.wrapping_neg() % LANES
+    }
+
+    /// The numbers of a head's values of so many positions.
+    pub(crate) fn values_len(&self, positions: usize) -> usize {
+        positions * self.head_dim
     }
 }
 
@@ -80,7 +97,7 @@ pub(crate) fn store<E: Kept>(
     (k, v): (&[f32], &[f32]),
     (keys, values): (&mut [E], &mut [E]),
 ) {
-    let Shape { n_kv_heads, head_dim, .. } = *shape;
+    let Shape { n_kv_heads, head_dim, max_seq_len, .. } = *shape;
     // What a head of a slot gets: pairs of places in the batch and in the cache.
     let rows = |i: usize| {
         let (slot, head) = (i / n_kv_heads, i % n_kv_heads);
@@ -92,22 +109,31 @@ pub(crate) fn store<E: Kept>(
             })
         })
     };
-    let place = |pos: usize| pos * head_dim..(pos + 1) * head_dim;
     let store_keys = |i: usize, keys: &mut [E]| {
-        rows(i).for_each(|(from, pos)| rope.rotate(pos, &k[from], &mut keys[place(pos)], E::narrow));
+        let (keys, _) = keys.as_chunks_mut::<LANES>();
+        for (from, pos) in rows(i) {
+            let group = &mut keys[pos / LANES * head_dim..][..head_dim];
+            let (pairs, _) = group.as_chunks_mut::<2>();
+            for (to, pair) in pairs.iter_mut().zip(rope.rotated(pos, &k[from])) {
+                for (to, number) in to.iter_mut().zip(pair) {
+                    to[pos % LANES] = E::narrow(number);
+                }
+            }
+        }
     };
     let store_values = |i: usize, values: &mut [E]| {
         for (from, pos) in rows(i) {
-            values[place(pos)].iter_mut().zip(&v[from]).for_each(|(to, v)| *to = E::narrow(*v));
+            let values = &mut values[shape.values_len(pos)..][..head_dim];
+            values.iter_mut().zip(&v[from]).for_each(|(to, v)| *to = E::narrow(*v));
         }
     };
-    let len = shape.head_len();
+    let (keys_len, values_len) = (shape.keys_len(max_seq_len), shape.values_len(max_seq_len));
     if k.len() < SERIAL_BELOW {
-        keys.chunks_exact_mut(len).enumerate().for_each(|(i, keys)| store_keys(i, keys));
-        values.chunks_exact_mut(len).enumerate().for_each(|(i, values)| store_values(i, values));
+        keys.chunks_exact_mut(keys_len).enumerate().for_each(|(i, keys)| store_keys(i, keys));
+        values.chunks_exact_mut(values_len).enumerate().for_each(|(i, values)| store_values(i, values));
     } else {
-        ctx.pool.chunks(keys, len, store_keys);
-        ctx.pool.chunks(values, len, store_values);
+        ctx.pool.chunks(keys, keys_len, store_keys);
+        ctx.pool.chunks(values, values_len, store_values);
     }
 }
 
@@ -129,7 +155,7 @@ pub(crate) fn attend<E: Kept>(
     (keys, values): (&[E], &[E]),
     out: &mut [f32],
 ) {
-    let Shape { n_kv_heads, n_rep, head_dim, .. } = *shape;
+    let Shape { n_kv_heads, n_rep, head_dim, max_seq_len } = *shape;
     let group = n_rep * head_dim; // the numbers of a token in a task
     let blocks: Vec<Block> = spans.iter().flat_map(|span| blocks(span, shape)).collect();
 
@@ -144,17 +170,20 @@ pub(crate) fn attend<E: Kept>(
         tasks.extend((0..n_kv_heads).map(|head| (block, head, columns.split_off_first(group))));
     }
     let task = |block: &Block, head: usize, out: &mut Columns<'_>| {
-        let cached = (block.slot * n_kv_heads + head) * shape.head_len();
-        let cached = cached..cached + (block.start_pos + block.n_tokens) * head_dim;
-        let (keys, values) = (&keys[cached.clone()], &values[cached]);
+        let n_positions = block.start_pos + block.n_tokens;
+        let cached = block.slot * n_kv_heads + head;
+        let keys = &keys[cached * shape.keys_len(max_seq_len)..][..shape.keys_len(n_positions)];
+        let values = &values[cached * shape.values_len(max_seq_len)..][..shape.values_len(n_positions)];
         let len = block.n_tokens * group;
-        let n_scores = len / head_dim * (block.start_pos + block.n_tokens);
+        let n_scores = block.n_tokens * n_rep * n_positions.next_multiple_of(LANES);
         ctx.scratch.with(2 * len + n_scores, |scratch| {
             let (queries, scratch) = scratch.split_at_mut(len);
             let (mixed, scores) = scratch.split_at_mut(len);
             for (t, queries) in queries.chunks_exact_mut(group).enumerate() {
                 let from = ((block.first_row + t) * n_kv_heads + head) * group;
-                rope.rotate(block.start_pos + t, &q[from..from + group], queries, |x| x);
+                let (pairs, _) = queries.as_chunks_mut::<2>();
+                let rotated = rope.rotated(block.start_pos + t, &q[from..from + group]);
+                pairs.iter_mut().zip(rotated).for_each(|(to, pair)| *to = pair);
             }
             block_attention(ctx, shape, block, (queries, keys, values), scores, mixed);
             for (t, mixed) in mixed.chunks_exact(group).enumerate() {
@@ -187,8 +216,8 @@ fn blocks(span: &Span, shape: &Shape) -> impl Iterator<Item = Block> {
     })
 }
 
-/// One task: `queries`, `out`: `[n_tokens · n_rep, head_dim]`; `keys`, `values`: `[len, head_dim]`; `scores: [rows, len]` is
-/// scratch.
+/// One task: `queries`, `out`: `[n_tokens · n_rep, head_dim]`; `keys` and `values` of all positions that its tokens see;
+/// `scores`, `[n_tokens · n_rep, positions of whole groups]`, is scratch.
 fn block_attention<E: Kept>(
     ctx: &Context,
     shape: &Shape,
@@ -197,194 +226,15 @@ fn block_attention<E: Kept>(
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let head_dim = shape.head_dim;
-    let len = keys.len() / head_dim;
+    let Shape { head_dim, n_rep, .. } = *shape;
+    let row_len = keys.len() / head_dim;
     ctx.isa.run(Scores { queries, keys, head_dim, scores });
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-        let valid = block.start_pos + i / shape.n_rep + 1; // a token sees itself and what came before
+    for (i, row) in scores.chunks_exact_mut(row_len).enumerate() {
+        let valid = block.start_pos + i / n_rep + 1; // a token sees itself and what came before
         ctx.isa.run(Softmax { row, valid, scale });
     }
-    ctx.isa.run(Mix { probs: scores, values, head_dim, start_pos: block.start_pos, n_rep: shape.n_rep, out });
-}
-
-/// `scores[i, t] = queries[i] · keys[t]`.
-struct Scores<'a, E> {
-    queries: &'a [f32],
-    keys: &'a [E],
-    head_dim: usize,
-    scores: &'a mut [f32],
-}
-
-impl<E: Element> Kernel for Scores<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { queries, keys, head_dim, scores } = self;
-        let len = keys.len() / head_dim;
-        for (b, keys) in keys.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
-            let from = b * BLOCK_POSITIONS;
-            let mut rows = scores.chunks_exact_mut(len);
-            for queries in queries.chunks(3 * head_dim) {
-                let mut next = || rows.next().map(|row| &mut row[from..]).unwrap_or_default();
-                let q = |i: usize| &queries[i * head_dim..(i + 1) * head_dim];
-                match queries.len() / head_dim {
-                    3 => tile(s, keys, [q(0), q(1), q(2)], [next(), next(), next()]),
-                    2 => tile(s, keys, [q(0), q(1)], [next(), next()]),
-                    _ => tile(s, keys, [q(0)], [next()]),
-                }
-            }
-        }
-    }
-}
-
-/// A block of keys with `N` queries, four keys at a time.
-#[inline(always)]
-fn tile<S: Simd, E: Element, const N: usize>(
-    s: S,
-    keys: &[E],
-    queries: [&[f32]; N],
-    scores: [&mut [f32]; N],
-) {
-    let head_dim = queries[0].len();
-    let n = keys.len() / head_dim;
-    let key = |t: usize| &keys[t * head_dim..(t + 1) * head_dim];
-    let mut t = 0;
-    while t + 4 <= n {
-        let products = dots(s, [key(t), key(t + 1), key(t + 2), key(t + 3)], queries, None);
-        for i in 0..N {
-            scores[i][t..t + 4].copy_from_slice(&products[i]);
-        }
-        t += 4;
-    }
-    while t < n {
-        let products = dots(s, [key(t)], queries, None);
-        for i in 0..N {
-            scores[i][t] = products[i][0];
-        }
-        t += 1;
-    }
-}
-
-/// `out[i] = Σ probs[i, t] · values[t]`, over the positions that row `i` sees and no others: what a later token left in the cache, be it
-/// NaN, is nothing to it.
-struct Mix<'a, E> {
-    probs: &'a [f32],
-    values: &'a [E],
-    head_dim: usize,
-    /// Of the first token, which the first `n_rep` rows are of.
-    start_pos: usize,
-    n_rep: usize,
-    out: &'a mut [f32],
-}
-
-impl<E: Element> Kernel for Mix<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { probs, values, head_dim, start_pos, n_rep, out } = self;
-        let len = values.len() / head_dim;
-        out.fill(0.0);
-        for (b, values) in values.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
-            let from = b * BLOCK_POSITIONS;
-            let n = values.len() / head_dim;
-            // The positions of this block that a row sees.
-            let seen = |row: usize| (start_pos + row / n_rep + 1).saturating_sub(from).min(n);
-            let probs = probs.chunks(2 * len);
-            for (i, (probs, out)) in probs.zip(out.chunks_mut(2 * head_dim)).enumerate() {
-                let p = |i: usize| &probs[i * len + from..][..n];
-                let both = seen(2 * i);
-                match out.len() / head_dim {
-                    2 => {
-                        let (first, second) = out.split_at_mut(head_dim);
-                        let alone = both..seen(2 * i + 1); // the second row may be of a later token
-                        let values_of =
-                            |t: std::ops::Range<usize>| &values[t.start * head_dim..t.end * head_dim];
-                        add_values(
-                            s,
-                            [&p(0)[..both], &p(1)[..both]],
-                            values_of(0..both),
-                            [first, &mut *second],
-                        );
-                        if !alone.is_empty() {
-                            add_values(s, [&p(1)[alone.clone()]], values_of(alone), [second]);
-                        }
-                    }
-                    _ => add_values(s, [&p(0)[..both]], &values[..both * head_dim], [out]),
-                }
-            }
-        }
-    }
-}
-
-/// `out[i] += Σ p[i][t] · values[t]` for `N` rows: position after position.
-#[inline(always)]
-fn add_values<S: Simd, E: Element, const N: usize>(
-    s: S,
-    p: [&[f32]; N],
-    values: &[E],
-    mut out: [&mut [f32]; N],
-) {
-    /// Vectors of a row that stay in registers meanwhile.
-    const STRIP: usize = 4;
-    let head_dim = out[0].len();
-    let mut column = 0;
-    while column + STRIP * LANES <= head_dim {
-        add_strip::<S, E, N, STRIP>(s, p, values, out.each_mut().map(|out| &mut **out), column);
-        column += STRIP * LANES;
-    }
-    while column + LANES <= head_dim {
-        add_strip::<S, E, N, 1>(s, p, values, out.each_mut().map(|out| &mut **out), column);
-        column += LANES;
-    }
-    for (out, p) in out.into_iter().zip(p) {
-        for (p, values) in p.iter().zip(values.chunks_exact(head_dim)) {
-            for (out, value) in out[column..].iter_mut().zip(&values[column..]) {
-                *out += p * value.widen();
-            }
-        }
-    }
-}
-
-/// The `W` vectors from a column on.
-#[inline(always)]
-fn add_strip<S: Simd, E: Element, const N: usize, const W: usize>(
-    s: S,
-    p: [&[f32]; N],
-    values: &[E],
-    out: [&mut [f32]; N],
-    column: usize,
-) {
-    let head_dim = out[0].len();
-    let n = values.len() / head_dim;
-    let p = p.map(|p| &p[..n]);
-    let out = out.map(|out| &mut out[column..].as_chunks_mut::<LANES>().0[..W]);
-    let mut sums = [[s.splat(0.0); W]; N];
-    for i in 0..N {
-        for w in 0..W {
-            sums[i][w] = s.load(&out[i][w]);
-        }
-    }
-    for (t, row) in values.chunks_exact(head_dim).enumerate() {
-        let row = &row[column..].as_chunks::<LANES>().0[..W];
-        let mut value = [s.splat(0.0); W];
-        for w in 0..W {
-            value[w] = E::load(s, &row[w]);
-        }
-        for i in 0..N {
-            let p = s.splat(p[i][t]);
-            for w in 0..W {
-                sums[i][w] = s.mul_add(p, value[w], sums[i][w]);
-            }
-        }
-    }
-    for (out, sums) in out.into_iter().zip(sums) {
-        for (out, sum) in out.iter_mut().zip(sums) {
-            s.store(sum, out);
-        }
-    }
+    ctx.isa.run(Mix { probs: scores, row_len, values, head_dim, start_pos: block.start_pos, n_rep, out });
 }
 
 #[cfg(test)]
@@ -401,8 +251,10 @@ mod tests {
         let rope = RopeTables::new(shape.max_seq_len, shape.head_dim, 10000.0).unwrap();
         let kv_dim = shape.n_kv_heads * shape.head_dim;
         let q_dim = kv_dim * shape.n_rep;
-        let zeros = vec![0.0f32; shape.n_kv_heads * shape.head_len()];
-        let (mut keys, mut values, mut out) = (zeros.clone(), zeros, Vec::new());
+        let zeros = |len: usize| vec![0.0f32; shape.n_kv_heads * len];
+        let (mut keys, mut values) =
+            (zeros(shape.keys_len(shape.max_seq_len)), zeros(shape.values_len(shape.max_seq_len)));
+        let mut out = Vec::new();
         for from in (0..LEN).step_by(of) {
             let to = LEN.min(from + of);
             let span = [Span { slot: 0, first_row: 0, start_pos: from, n_tokens: to - from }];
@@ -414,6 +266,65 @@ mod tests {
             out.extend(part);
         }
         out
+    }
+
+    /// What the formula says, in f64.
+    fn naive(shape: &Shape, [q, k, v]: [&[f32]; 3]) -> Vec<f64> {
+        let Shape { n_kv_heads, n_rep, head_dim, max_seq_len } = *shape;
+        let rope = RopeTables::new(max_seq_len, head_dim, 10000.0).unwrap();
+        let head = |x: &[f32], t: usize, n_heads: usize, head: usize| {
+            x[(t * n_heads + head) * head_dim..][..head_dim].to_vec()
+        };
+        let turned =
+            |pos: usize, x: Vec<f32>| rope.rotated(pos, &x).flatten().map(f64::from).collect::<Vec<_>>();
+        let mut out = Vec::new();
+        for (t, i) in (0..LEN).flat_map(|t| (0..n_kv_heads * n_rep).map(move |i| (t, i))) {
+            let q = turned(t, head(q, t, n_kv_heads * n_rep, i));
+            let weight = |pos: usize| {
+                let k = turned(pos, head(k, pos, n_kv_heads, i / n_rep));
+                let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+                (product / (head_dim as f64).sqrt()).exp()
+            };
+            let weights: Vec<f64> = (0..=t).map(weight).collect();
+            let total: f64 = weights.iter().sum();
+            let mut mixed = vec![0.0; head_dim];
+            for (pos, weight) in weights.iter().enumerate() {
+                let v = head(v, pos, n_kv_heads, i / n_rep);
+                mixed.iter_mut().zip(v).for_each(|(to, v)| *to += weight / total * f64::from(v));
+            }
+            out.extend(mixed);
+        }
+        out
+    }
+
+    #[test]
+    fn it_is_what_the_formula_says() {
+        for isa in Isa::all() {
+            for (n_kv_heads, n_rep, head_dim) in [
+                (3, 1, 64),
+                (2, 2, 128),
+                (1, 3, 34),
+                (2, 4, 72),
+                (1, 5, 6),
+                (1, 6, 24),
+                (1, 15, 2),
+                (1, 65, 8),
+            ] {
+                let shape = Shape { n_kv_heads, n_rep, head_dim, max_seq_len: LEN };
+                let kv_dim = n_kv_heads * head_dim;
+                let (q, k) = (random(LEN * kv_dim * n_rep, 1), random(LEN * kv_dim, 2));
+                let v = random(LEN * kv_dim, 3);
+                let expected = naive(&shape, [&q, &k, &v]);
+                for of in [1, 9] {
+                    let found = in_chunks(isa, &shape, of, [&q, &k, &v]);
+                    let far = found.iter().zip(&expected).find(|(x, y)| (f64::from(**x) - **y).abs() > 1e-5);
+                    assert!(
+                        far.is_none() && found.len() == expected.len(),
+                        "{isa:?} {shape:?} {of}: {far:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
