@@ -200,9 +200,6 @@ impl<E: Half> Multiply<'_, '_, E> {
         for block in (0..x.n_groups()).step_by(BLOCK) {
             let n = BLOCK.min(x.n_groups() - block);
             for (i, panels) in panels.chunks(PANELS * k).enumerate() {
-                for sums in &mut sums {
-                    sums[..n].fill([[0.0; ROWS]; G]);
-                }
                 for from in (0..k).step_by(CHUNK / T) {
                     let columns = from..k.min(from + CHUNK / T);
                     let groups = x.groups::<G>(block..block + n, from / CHUNK * CHUNK);
@@ -222,12 +219,8 @@ impl<E: Half> Multiply<'_, '_, E> {
                             let of_panel = |p| next.wrapping_add(p * k * size_of::<Column>() + t / T * bytes);
                             let share = Share { from: std::array::from_fn(of_panel), bytes };
                             match groups[t..].first_chunk::<T>() {
-                                Some(groups) => {
-                                    tile::<S, G, T, T>(s, wide, groups, from % CHUNK, sums, t, share)
-                                }
-                                None => {
-                                    tile::<S, G, 1, T>(s, wide, &[groups[t]], from % CHUNK, sums, t, share)
-                                }
+                                Some(groups) => tile::<S, G, T, T>(s, wide, groups, from, sums, t, share),
+                                None => tile::<S, G, 1, T>(s, wide, &[groups[t]], from, sums, t, share),
                             }
                         }
                     }
@@ -257,7 +250,8 @@ struct Share<const T: usize> {
 #[repr(align(64))]
 struct Wide([[f32; ROWS]; CHUNK]);
 
-/// Adds to the sums from group `t` on the products of `N` groups, of which those are the columns from `from` on, and of `T` panels.
+/// Adds to the sums from group `t` on the products of `N` groups, of which those are a chunk, with `T` panels' columns from `from` on; the
+/// first columns' products are what there is.
 #[inline(always)]
 fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     s: S,
@@ -268,13 +262,18 @@ fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     t: usize,
     share: Share<T>,
 ) {
-    let mut sums = [[[s.splat(0.0); G]; N]; T];
-    let mut columns = [&groups[0][from..][..wide.len()]; N];
+    let in_chunk = from % CHUNK;
+    let mut columns = [&groups[0][in_chunk..][..wide.len()]; N];
     for n in 0..N {
-        columns[n] = &groups[n][from..][..wide.len()];
-        for p in 0..T {
-            for i in 0..G {
-                sums[p][n][i] = s.load(&to[p][t + n][i]);
+        columns[n] = &groups[n][in_chunk..][..wide.len()];
+    }
+    let mut sums = [[[s.splat(0.0); G]; N]; T];
+    if from > 0 {
+        for n in 0..N {
+            for p in 0..T {
+                for i in 0..G {
+                    sums[p][n][i] = s.load(&to[p][t + n][i]);
+                }
             }
         }
     }
