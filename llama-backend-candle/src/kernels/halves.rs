@@ -225,10 +225,14 @@ impl<E: Half> Multiply<'_, '_, E> {
                         }
                     }
                 }
-                for (p, sums) in sums.iter().enumerate() {
-                    let rows = block * G..x.n().min((block + n) * G);
-                    for (row, sums) in rows.zip(sums.as_flattened()) {
-                        out.write(row, (i * PANELS + p) * ROWS, sums);
+                for (r, row) in (block * G..x.n().min((block + n) * G)).enumerate() {
+                    let columns = out.row(row, i * PANELS * ROWS, PANELS * ROWS);
+                    for (to, sums) in columns.chunks_mut(ROWS).zip(&sums) {
+                        let numbers = &sums.as_flattened()[r];
+                        match to.first_chunk_mut() {
+                            Some(to) => s.store(s.load(numbers), to),
+                            None => to.copy_from_slice(&numbers[..to.len()]), // the last columns
+                        }
                     }
                 }
             }

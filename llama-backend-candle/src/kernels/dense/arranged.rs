@@ -60,20 +60,15 @@ pub(crate) fn arranged_len(n: usize, k: usize) -> usize {
 /// Copies activations `[n, k]` into `numbers`, which are [`arranged_len`] ones.
 pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [f32]) -> Arranged<'a> {
     let n = x.len() / k;
-    let group = group(n).max(1);
-    let task = |c: usize, to: &mut [f32]| {
-        let chunk = c * CHUNK..k.min((c + 1) * CHUNK);
-        for (x, to) in x.chunks(group * k).zip(to.chunks_exact_mut(group * CHUNK)) {
-            if x.len() < group * k || chunk.len() < CHUNK {
-                to.fill(0.0);
-            }
-            for (i, x) in x.chunks_exact(k).enumerate() {
-                for (x, to) in x[chunk.clone()].iter().zip(to.chunks_exact_mut(group)) {
-                    to[i] = *x;
-                }
-            }
-        }
+    let arrange_chunk = match group(n) {
+        GROUP => arrange_chunk::<GROUP>,
+        5 => arrange_chunk::<5>,
+        4 => arrange_chunk::<4>,
+        3 => arrange_chunk::<3>,
+        2 => arrange_chunk::<2>,
+        _ => arrange_chunk::<1>,
     };
+    let task = |c: usize, to: &mut [f32]| arrange_chunk(x, k, c * CHUNK..k.min((c + 1) * CHUNK), to);
     let len = arranged_len(n, CHUNK).max(1);
     if x.len() < SERIAL_BELOW {
         numbers.chunks_mut(len).enumerate().for_each(|(c, to)| task(c, to));
@@ -81,4 +76,22 @@ pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [
         ctx.pool.chunks(numbers, len, task);
     }
     Arranged { numbers, n, k }
+}
+
+/// The same for the columns of a chunk, in groups of `G` rows.
+fn arrange_chunk<const G: usize>(x: &[f32], k: usize, chunk: Range<usize>, to: &mut [f32]) {
+    let groups: &mut [Group<G>] = to.as_chunks_mut().0.as_chunks_mut().0;
+    for (x, group) in x.chunks(G * k).zip(groups) {
+        let mut rows = [&[0.0; CHUNK][..chunk.len()]; G];
+        for (row, x) in rows.iter_mut().zip(x.chunks_exact(k)) {
+            *row = &x[chunk.clone()];
+        }
+        let (columns, behind) = group.split_at_mut(chunk.len());
+        for (j, column) in columns.iter_mut().enumerate() {
+            for i in 0..G {
+                column[i] = rows[i][j];
+            }
+        }
+        behind.fill([0.0; G]);
+    }
 }
