@@ -52,10 +52,16 @@ impl<'a> Columns<'a> {
     /// Writes numbers to a row from a column on, as far as there are columns.
     #[inline]
     pub(crate) fn write<const N: usize>(&mut self, row: usize, from: usize, numbers: &[f32; N]) {
+        /// Apart, so that the compiler makes no copy of any length of both, which is a call.
+        #[cold]
+        #[inline(never)]
+        fn write_last(to: &mut [f32], numbers: &[f32]) {
+            to.copy_from_slice(&numbers[..to.len()]);
+        }
         let to = self.row(row, from, N);
         match to.first_chunk_mut() {
-            Some(to) => *to = *numbers, // a few instructions, where a copy of any length is a call
-            None => to.copy_from_slice(&numbers[..to.len()]),
+            Some(to) => *to = *numbers,
+            None => write_last(to, numbers),
         }
     }
 }

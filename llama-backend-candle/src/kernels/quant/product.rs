@@ -114,10 +114,12 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                         }
                     }
                 }
-                for (panel, sums) in these.zip(&sums) {
-                    let column = (panel - panels.start) * ROWS;
-                    let top = row / (1 + usize::from(x.fine));
-                    each(&sums[..n], x.fine, |i, sums| out.write(top + i, column, sums));
+                let (column, top) = ((first - panels.start) * ROWS, row / blocks_of(x.fine));
+                // Row by row: those of the result lie in as many pages.
+                for i in 0..n / blocks_of(x.fine) {
+                    for (p, sums) in sums[..these.len()].iter().enumerate() {
+                        out.write(top + i, column + p * ROWS, &of_row(sums, x.fine, i));
+                    }
                 }
             }
         }
@@ -157,20 +159,22 @@ impl<F: Format> Multiply<'_, '_, F> {
         }
         for (panel, sums) in panels.into_iter().zip(&sums) {
             let column = (panel - self.panels.start) * ROWS;
-            each(&sums[..n], fine, |i, sums| self.out.write(i, column, sums));
+            for i in 0..n / blocks_of(fine) {
+                self.out.write(i, column, &of_row(sums, fine, i));
+            }
         }
     }
 }
 
-/// Calls `write` with the sums of each row of activations, of which `fine` ones are two.
+/// Rows of sums for each row of the result.
+fn blocks_of(fine: bool) -> usize {
+    1 + usize::from(fine)
+}
+
+/// Row `i` of the result.
 #[inline(always)]
-fn each(sums: &[[f32; ROWS]], fine: bool, mut write: impl FnMut(usize, &[f32; ROWS])) {
-    if !fine {
-        return sums.iter().enumerate().for_each(|(i, sums)| write(i, sums));
-    }
-    for (i, [first, rest]) in sums.as_chunks().0.iter().enumerate() {
-        write(i, &std::array::from_fn(|r| first[r] + rest[r]));
-    }
+fn of_row(sums: &[[f32; ROWS]], fine: bool, i: usize) -> [f32; ROWS] {
+    if fine { std::array::from_fn(|r| sums[2 * i][r] + sums[2 * i + 1][r]) } else { sums[i] }
 }
 
 /// Adds the products of some parts for each row of `x`, which are as many blocks a row, and asks memory for `next`.
