@@ -52,7 +52,7 @@ impl<E: Copy> HostCache<E> {
         Ok(Self { keys, values: zeros(shape.values_len(shape.max_seq_len))? })
     }
 
-    /// Copies `len` positions of one slot to another, which has nothing else then.
+    /// Copies `len` positions of one slot to another, keys in whole groups: what comes along behind them is left over there.
     fn copy(&mut self, shape: &Shape, from: usize, to: usize, len: usize) {
         let heads = |slot: usize| slot * shape.n_kv_heads..(slot + 1) * shape.n_kv_heads;
         for (from, to) in heads(from).zip(heads(to)) {

@@ -106,10 +106,10 @@ fn plan_of(on_host: bool, config: &ModelConfig, dtype: DType, params: &LoadParam
     };
     let mut plan = MemoryPlan::as_stored(config, dtype, params, sum(&[activations, rope, scores, products]));
     if on_host {
-        let heads = product(&[config.n_layers, params.n_slots, n_kv_heads]);
-        let bytes = product(&[shape.keys_padding(), head_dim, params.kv_dtype.size()]);
-        let padding = u64::try_from(heads.saturating_mul(bytes)).unwrap_or(u64::MAX);
-        plan.kv_cache = plan.kv_cache.saturating_add(padding);
+        // Keys are in whole groups, which a device does not have.
+        let (padding, size) = (shape.keys_padding(), params.kv_dtype.size());
+        let bytes = product(&[config.n_layers, params.n_slots, n_kv_heads, padding, head_dim, size]);
+        plan.kv_cache = plan.kv_cache.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
     match params.computation {
         // A device has a copy of its own.

@@ -161,7 +161,9 @@ fn an_answer_out_of_time_is_cut_off_or_an_error() {
     assert_ne!(has_failed, streamed.body.contains("[DONE]"), "{}", streamed.body);
     assert!(has_failed || (0..8).any(|index| !text_of(&streamed.events(), index).is_empty()));
     // Who left before its answer came would count as gone.
-    held.into_iter().map(Response::read).for_each(drop);
+    for stream in held {
+        Response::read(stream);
+    }
     server.wait_until_idle();
     assert_eq!((server.ended("deadline"), server.ended("client_gone")), (6.0, 0.0));
     assert_eq!(server.post(CHAT, &chat("Hello")).status, 200);

@@ -225,7 +225,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                         }
                     }
                 }
-                // Row by row: those of the result lie in as many pages.
+                // Row by row: each is another page, which is come to once for all panels.
                 for (r, row) in (block * G..x.n().min((block + n) * G)).enumerate() {
                     for (p, sums) in sums[..panels.len() / k].iter().enumerate() {
                         out.write(row, (i * PANELS + p) * ROWS, &sums.as_flattened()[r]);
@@ -250,8 +250,8 @@ struct Share<const T: usize> {
 #[repr(align(64))]
 struct Wide([[f32; ROWS]; CHUNK]);
 
-/// Adds to the sums from group `t` on the products of `N` groups, of which those are a chunk, with `T` panels' columns from `from` on; the
-/// first columns' products are what there is.
+/// Adds the products of `N` groups, from group `t` on, with the columns of `T` panels from `from` on to their sums. Those of the first
+/// columns begin the sums: what stood there is not read.
 #[inline(always)]
 fn tile<S: Lanes, const G: usize, const N: usize, const T: usize>(
     s: S,

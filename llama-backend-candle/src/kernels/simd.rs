@@ -45,7 +45,7 @@ pub(crate) trait Simd: Copy + Debug {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Asks for a line of memory that will be read soon, into the second cache. The address need not be anybody's.
     fn prefetch(self, line: *const u8);
-    /// The same, of a line that will be read at once, into the first cache.
+    /// The same, into the first cache: of a line that will be read very soon.
     fn prefetch_near(self, line: *const u8);
     /// To the nearest integer.
     fn round(self, v: Self::V) -> Self::V;

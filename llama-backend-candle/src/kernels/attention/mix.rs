@@ -34,7 +34,7 @@ impl<E: Element> Kernel for Mix<'_, E> {
         out.fill(0.0);
         for (b, values) in values.chunks(BLOCK_POSITIONS * head_dim).enumerate() {
             let from = b * BLOCK_POSITIONS;
-            let block = Block { s, values, head_dim, row_len };
+            let block = Values { s, values, head_dim, row_len };
             // The positions of this block that a row sees.
             let seen =
                 |row: usize| (start_pos + row / n_rep + 1).saturating_sub(from).min(values.len() / head_dim);
@@ -59,7 +59,7 @@ impl<E: Element> Kernel for Mix<'_, E> {
 
 /// Some positions' values.
 #[derive(Clone, Copy)]
-struct Block<'a, S, E> {
+struct Values<'a, S, E> {
     s: S,
     values: &'a [E],
     head_dim: usize,
@@ -67,7 +67,7 @@ struct Block<'a, S, E> {
     row_len: usize,
 }
 
-impl<S: Simd, E: Element> Block<'_, S, E> {
+impl<S: Simd, E: Element> Values<'_, S, E> {
     /// `out[i] += Σ probs[i, t] · values[t]` for `N` rows, `W` vectors of each at a time: position after position.
     #[inline(always)]
     fn add<const N: usize, const W: usize>(self, positions: Range<usize>, probs: &[f32], out: &mut [f32]) {
@@ -87,7 +87,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
             block.add_columns::<N, 1>(column, probs, out);
             column += LANES;
         }
-        for (probs, out) in probs.chunks(row_len).zip(out.chunks_exact_mut(head_dim)).take(N) {
+        for (probs, out) in probs.chunks(row_len).zip(out.chunks_exact_mut(head_dim)) {
             for (p, values) in probs.iter().zip(values.chunks_exact(head_dim)) {
                 for (out, value) in out[column..].iter_mut().zip(&values[column..]) {
                     *out += p * value.widen();
@@ -115,7 +115,7 @@ impl<S: Simd, E: Element> Block<'_, S, E> {
         }
         let mut rows = values.chunks_exact(head_dim);
         for t in 0..n {
-            let Some(row) = rows.next() else { break }; // there are `n`
+            let Some(row) = rows.next() else { break }; // counted by `t`, which is known to lie within `p[i]`
             let row = &row[column..];
             for byte in (0..W * size_of::<[E; LANES]>()).step_by(LINE) {
                 s.prefetch_near(row.as_ptr().cast::<u8>().wrapping_add(AHEAD + byte));

@@ -1,9 +1,9 @@
 //! Causal attention over the KV cache, in place and grouped by KV head.
 //!
 //! A task is a block of one run's tokens with one KV head: the query heads that share it are the rows of one small matrix,
-//! so that each row of the cache is read once for all of them, and nothing is repeated. Tasks share nothing, and go over the
-//! threads as they come. Positions are added one by one, from the first to the token itself, in every row: a row's result is the same
-//! to the bit in any block.
+//! so that each key and value is read once for all of them, and nothing is repeated. Tasks share nothing, and go over the
+//! threads as they come. A score adds its head's numbers from the first to the last, and values are added from the first position to the
+//! token itself, in every row: a row's result is the same to the bit in any block.
 //!
 //! Shapes: `q: [n_tokens, n_heads, head_dim]`; a layer's values: `[n_slots, n_kv_heads, max_seq_len, head_dim]`; its keys, in groups of
 //! [`LANES`] positions: `[n_slots, n_kv_heads, ⌈max_seq_len / LANES⌉, head_dim, LANES]`, so that a vector is of as many positions.
@@ -60,7 +60,7 @@ impl Shape {
 
     /// Positions beyond the last that a head has keys for.
     pub(crate) fn keys_padding(&self) -> usize {
-        self.max_seq_len.wrapping_neg() % LANES
+        (LANES - self.max_seq_len % LANES) % LANES
     }
 
     /// The numbers of a head's values of so many positions.
@@ -251,9 +251,10 @@ mod tests {
         let rope = RopeTables::new(shape.max_seq_len, shape.head_dim, 10000.0).unwrap();
         let kv_dim = shape.n_kv_heads * shape.head_dim;
         let q_dim = kv_dim * shape.n_rep;
-        let zeros = |len: usize| vec![0.0f32; shape.n_kv_heads * len];
+        // What is left over is nothing to anybody.
+        let left_over = |len: usize| vec![f32::NAN; shape.n_kv_heads * len];
         let (mut keys, mut values) =
-            (zeros(shape.keys_len(shape.max_seq_len)), zeros(shape.values_len(shape.max_seq_len)));
+            (left_over(shape.keys_len(shape.max_seq_len)), left_over(shape.values_len(shape.max_seq_len)));
         let mut out = Vec::new();
         for from in (0..LEN).step_by(of) {
             let to = LEN.min(from + of);

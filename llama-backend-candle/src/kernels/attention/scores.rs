@@ -39,17 +39,15 @@ impl<E: Element> Scores<'_, E> {
     fn by_tiles<S: Simd, const N: usize, const W: usize>(self, s: S) {
         let Self { queries, keys, head_dim, scores } = self;
         let (keys, _) = keys.as_chunks::<LANES>();
-        let n_rows = queries.len() / head_dim;
-        let tiles = Tiles { s, head_dim, row_len: keys.len() / head_dim * LANES };
+        let row_len = keys.len() / head_dim * LANES;
+        let tiles = Tiles { s, head_dim, row_len };
         for (i, keys) in keys.chunks(W * head_dim).enumerate() {
-            for row in (0..n_rows).step_by(N) {
-                let queries = &queries[row * head_dim..];
-                let scores = &mut scores[row * tiles.row_len + i * W * LANES..];
-                if row + N <= n_rows {
+            for (queries, scores) in queries.chunks(N * head_dim).zip(scores.chunks_mut(N * row_len)) {
+                let scores = &mut scores[i * W * LANES..];
+                if queries.len() == N * head_dim {
                     tiles.groups::<E, N, W>(queries, keys, scores);
                 } else {
-                    let scores = scores.chunks_mut(tiles.row_len);
-                    for (queries, scores) in queries.chunks_exact(head_dim).zip(scores) {
+                    for (queries, scores) in queries.chunks_exact(head_dim).zip(scores.chunks_mut(row_len)) {
                         tiles.groups::<E, 1, W>(queries, keys, scores);
                     }
                 }

@@ -61,13 +61,14 @@ pub(crate) fn arranged_len(n: usize, k: usize) -> usize {
 pub(crate) fn arrange<'a>(ctx: &Context, x: &[f32], k: usize, numbers: &'a mut [f32]) -> Arranged<'a> {
     let n = x.len() / k;
     let arrange_chunk = match group(n) {
-        GROUP => arrange_chunk::<GROUP>,
+        6 => arrange_chunk::<6>,
         5 => arrange_chunk::<5>,
         4 => arrange_chunk::<4>,
         3 => arrange_chunk::<3>,
         2 => arrange_chunk::<2>,
         _ => arrange_chunk::<1>,
     };
+    const { assert!(GROUP == 6, "every group has its own") };
     let task = |c: usize, to: &mut [f32]| arrange_chunk(x, k, c * CHUNK..k.min((c + 1) * CHUNK), to);
     let len = arranged_len(n, CHUNK).max(1);
     if x.len() < SERIAL_BELOW {

@@ -1,11 +1,11 @@
 //! Dot products of several rows with several.
 
-use super::{Element, load};
+use super::load;
 use crate::kernels::simd::{LANES, LINE, Simd};
 
 /// Memory to be asked for while products are summed: some with each vector, as evenly as it is read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead {
+pub(super) struct Ahead {
     pub(super) from: *const u8,
     /// Bytes for each vector of a row: two lines at most.
     pub(super) step: usize,
@@ -15,9 +15,9 @@ pub(crate) struct Ahead {
 ///
 /// A sum is taken in the same order whatever `R` and `N` are.
 #[inline(always)]
-pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
+pub(super) fn dots<S: Simd, const R: usize, const N: usize>(
     s: S,
-    weights: [&[E]; R],
+    weights: [&[f32]; R],
     x: [&[f32]; N],
     ahead: Option<Ahead>,
 ) -> [[f32; R]; N] {
@@ -38,9 +38,9 @@ pub(crate) fn dots<S: Simd, E: Element, const R: usize, const N: usize>(
 
 /// The sums of products, lane by lane.
 #[inline(always)]
-fn lanes<S: Simd, E: Element, const R: usize, const N: usize>(
+fn lanes<S: Simd, const R: usize, const N: usize>(
     s: S,
-    weights: [&[E]; R],
+    weights: [&[f32]; R],
     x: [&[f32]; N],
     ahead: Option<Ahead>,
 ) -> [[S::V; N]; R] {
@@ -68,7 +68,7 @@ fn lanes<S: Simd, E: Element, const R: usize, const N: usize>(
             loaded[i] = s.load(&y[i][j]);
         }
         for r in 0..R {
-            let w = E::load(s, &w[r][j]);
+            let w = s.load(&w[r][j]);
             for i in 0..N {
                 sums[r][i] = s.mul_add(w, loaded[i], sums[r][i]);
             }

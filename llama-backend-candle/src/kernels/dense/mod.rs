@@ -40,7 +40,7 @@ pub(crate) fn is_many(n: usize) -> bool {
 }
 
 /// A number as a weight is stored.
-pub(crate) trait Element: Copy + Sync + bytemuck::Pod {
+pub(crate) trait Element: Copy + Sync {
     fn widen(self) -> f32;
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
 }
@@ -230,15 +230,15 @@ impl Source for Blocks<'_> {
     }
 }
 
-/// The first vector of some elements; where they end before it does, zeros follow.
+/// The first vector of some numbers; where they end before it does, zeros follow.
 #[inline(always)]
-fn load<S: Simd, E: Element>(s: S, from: &[E]) -> S::V {
+fn load<S: Simd>(s: S, from: &[f32]) -> S::V {
     match from.first_chunk() {
-        Some(vector) => E::load(s, vector),
+        Some(vector) => s.load(vector),
         None => {
-            let mut vector = [E::zeroed(); LANES];
+            let mut vector = [0.0; LANES];
             vector[..from.len()].copy_from_slice(from);
-            E::load(s, &vector)
+            s.load(&vector)
         }
     }
 }

@@ -15,6 +15,11 @@ pub(crate) const LEN: usize = 32;
 /// Whole blocks of every type.
 pub(crate) const PARTS: usize = 16;
 
+/// Rows of blocks for each row of activations.
+pub(super) fn rows_of_each(fine: bool) -> usize {
+    1 + usize::from(fine)
+}
+
 /// Rows of blocks: `[k / LEN / PARTS][rows][PARTS]`, of the last chunk perhaps fewer parts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arranged<'a> {

@@ -130,7 +130,7 @@ pub(crate) fn quantize<'a>(
     blocks: &'a mut [Block],
 ) -> Arranged<'a> {
     let n = x.len() / k;
-    let rows = n * (1 + usize::from(fine));
+    let rows = n * activations::rows_of_each(fine);
     let task = |chunk: usize, blocks: &mut [Block]| {
         ctx.isa.run_rows(Quantize {
             x,
@@ -151,7 +151,7 @@ pub(crate) fn quantize<'a>(
 
 /// The blocks of so many activations.
 pub(crate) fn n_blocks(len: usize, fine: bool) -> usize {
-    len / activations::LEN * (1 + usize::from(fine))
+    len / activations::LEN * activations::rows_of_each(fine)
 }
 
 /// A chunk.
@@ -170,7 +170,7 @@ impl RowsKernel for Quantize<'_> {
     fn run<S: Lanes>(self, s: S) {
         let Self { x, k, from, fine, parts, blocks } = self;
         let rows = x.chunks_exact(k);
-        let per_row = parts * (1 + usize::from(fine));
+        let per_row = parts * activations::rows_of_each(fine);
         for (x, blocks) in rows.zip(blocks.chunks_exact_mut(per_row)) {
             let (x, _) = x[from..][..parts * activations::LEN].as_chunks();
             let (first, second) = blocks.split_at_mut(parts);

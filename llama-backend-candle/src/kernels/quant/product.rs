@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activations::{Arranged, Block, PARTS};
+use super::activations::{Arranged, Block, PARTS, rows_of_each};
 use super::format::{Format, Scales};
 use super::lanes::{Bytes, Elements, Lanes, Matrices, ROWS, RowsKernel, Sixteen, each_of_eight};
 use super::panel::{Direct, Panel, Part, PartOf, Unit, Unpacked, unpack};
@@ -114,9 +114,9 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                         }
                     }
                 }
-                let (column, top) = ((first - panels.start) * ROWS, row / blocks_of(x.fine));
-                // Row by row: those of the result lie in as many pages.
-                for i in 0..n / blocks_of(x.fine) {
+                let (column, top) = ((first - panels.start) * ROWS, row / rows_of_each(x.fine));
+                // Row by row: each is another page, which is come to once for all panels.
+                for i in 0..n / rows_of_each(x.fine) {
                     for (p, sums) in sums[..these.len()].iter().enumerate() {
                         out.write(top + i, column + p * ROWS, &of_row(sums, x.fine, i));
                     }
@@ -159,16 +159,11 @@ impl<F: Format> Multiply<'_, '_, F> {
         }
         for (panel, sums) in panels.into_iter().zip(&sums) {
             let column = (panel - self.panels.start) * ROWS;
-            for i in 0..n / blocks_of(fine) {
+            for i in 0..n / rows_of_each(fine) {
                 self.out.write(i, column, &of_row(sums, fine, i));
             }
         }
     }
-}
-
-/// Rows of sums for each row of the result.
-fn blocks_of(fine: bool) -> usize {
-    1 + usize::from(fine)
 }
 
 /// Row `i` of the result.
