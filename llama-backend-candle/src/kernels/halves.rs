@@ -227,8 +227,13 @@ impl<E: Half> Multiply<'_, '_, E> {
                 }
                 // Row by row: each is another page, which is come to once for all panels.
                 for (r, row) in (block * G..x.n().min((block + n) * G)).enumerate() {
-                    for (p, sums) in sums[..panels.len() / k].iter().enumerate() {
-                        out.write(row, (i * PANELS + p) * ROWS, &sums.as_flattened()[r]);
+                    let columns = out.row(row, i * PANELS * ROWS, PANELS * ROWS);
+                    for (to, sums) in columns.chunks_mut(ROWS).zip(&sums) {
+                        let numbers = &sums.as_flattened()[r];
+                        match to.first_chunk_mut() {
+                            Some(to) => s.store(s.load(numbers), to),
+                            None => to.copy_from_slice(&numbers[..to.len()]), // the last columns
+                        }
                     }
                 }
             }
