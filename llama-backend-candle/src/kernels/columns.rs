@@ -49,19 +49,25 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// Writes numbers to a row from a column on, as far as there are columns.
+    /// Writes numbers to a row from a column on, `N` after `N`, as far as there are columns.
     #[inline]
-    pub(crate) fn write<const N: usize>(&mut self, row: usize, from: usize, numbers: &[f32; N]) {
+    pub(crate) fn write<const N: usize>(
+        &mut self,
+        row: usize,
+        from: usize,
+        numbers: impl IntoIterator<Item = [f32; N]>,
+    ) {
         /// Apart, so that the compiler makes no copy of any length of both, which is a call.
         #[cold]
         #[inline(never)]
         fn write_last(to: &mut [f32], numbers: &[f32]) {
             to.copy_from_slice(&numbers[..to.len()]);
         }
-        let to = self.row(row, from, N);
-        match to.first_chunk_mut() {
-            Some(to) => *to = *numbers,
-            None => write_last(to, numbers),
+        for (to, numbers) in self.row(row, from, usize::MAX).chunks_mut(N).zip(numbers) {
+            match to.first_chunk_mut() {
+                Some(to) => *to = numbers,
+                None => write_last(to, &numbers),
+            }
         }
     }
 }
@@ -83,7 +89,7 @@ mod tests {
                 for (row, expected) in expected.iter_mut().enumerate() {
                     let number = (row * 100 + i) as f32;
                     part.row(row, 0, width).fill(number);
-                    part.write(row, 0, &[number]);
+                    part.write(row, 0, [[number]]);
                     expected.resize(n.min(expected.len() + width), number);
                 }
             }

@@ -180,7 +180,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                 for (row, sums) in sums.into_iter().enumerate() {
                     let mut numbers = [0.0; ROWS];
                     s.store(sums, &mut numbers);
-                    out.write(row, (i * P + p) * ROWS, &numbers);
+                    out.write(row, (i * P + p) * ROWS, [numbers]);
                 }
             }
         }
@@ -227,14 +227,7 @@ impl<E: Half> Multiply<'_, '_, E> {
                 }
                 // Row by row: each is another page, which is come to once for all panels.
                 for (r, row) in (block * G..x.n().min((block + n) * G)).enumerate() {
-                    let columns = out.row(row, i * PANELS * ROWS, PANELS * ROWS);
-                    for (to, sums) in columns.chunks_mut(ROWS).zip(&sums) {
-                        let numbers = &sums.as_flattened()[r];
-                        match to.first_chunk_mut() {
-                            Some(to) => s.store(s.load(numbers), to),
-                            None => to.copy_from_slice(&numbers[..to.len()]), // the last columns
-                        }
-                    }
+                    out.write(row, i * PANELS * ROWS, sums.iter().map(|sums| sums.as_flattened()[r]));
                 }
             }
         }

@@ -59,7 +59,7 @@ fn by_rows<S: Simd, const R: usize>(
             add_products(s, rows, &chunk, x, k, sums, ahead);
         }
         for (i, sums) in sums.iter().enumerate() {
-            out.write(i, first, sums);
+            out.write(i, first, [*sums]);
         }
     }
 }

@@ -117,9 +117,8 @@ impl<F: Format> RowsKernel for Multiply<'_, '_, F> {
                 let (column, top) = ((first - panels.start) * ROWS, row / rows_of_each(x.fine));
                 // Row by row: each is another page, which is come to once for all panels.
                 for i in 0..n / rows_of_each(x.fine) {
-                    for (p, sums) in sums[..these.len()].iter().enumerate() {
-                        out.write(top + i, column + p * ROWS, &of_row(sums, x.fine, i));
-                    }
+                    let sums = sums[..these.len()].iter().map(|sums| of_row(sums, x.fine, i));
+                    out.write(top + i, column, sums);
                 }
             }
         }
@@ -160,7 +159,7 @@ impl<F: Format> Multiply<'_, '_, F> {
         for (panel, sums) in panels.into_iter().zip(&sums) {
             let column = (panel - self.panels.start) * ROWS;
             for i in 0..n / rows_of_each(fine) {
-                self.out.write(i, column, &of_row(sums, fine, i));
+                self.out.write(i, column, [of_row(sums, fine, i)]);
             }
         }
     }
