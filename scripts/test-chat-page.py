@@ -28,18 +28,24 @@ new MutationObserver(() => {
 }).observe(document.getElementById('log'), {childList: true, subtree: true, characterData: true});
 """
 
-# From now on answers fill the context, unless `arguments[0]` is pressed or clicked when they begin.
-ENDLESS = """
-const real = window.fetch;
-window.fetch = (url, options) => real(url, options.body ? {...options, body: JSON.stringify({...JSON.parse(options.body), seed: 1, logit_bias: {2: -100}})} : options);
-window.end = arguments[0];
+# From now on requests have these fields too.
+ASK = """
+const [real, fields] = [window.fetch, arguments[0]];
+window.fetch = (url, options) => real(url, options.body ? {...options, body: JSON.stringify({...JSON.parse(options.body), ...fields})} : options);
+"""
+
+# Answers that fill the context, and hold no tag of the chat format: `~` is tiny-chat's last token, and is merged with none.
+ENDLESS = {"logit_bias": {"1023": 100}}
+
+# The next answer is stopped when it begins.
+STOP = """
+let end = arguments[0];
 new MutationObserver(() => {
   const newest = [...document.querySelectorAll('.assistant')].pop();
-  if (!window.end || !newest?.classList.contains('waiting') || !newest.textContent) return;
-  const end = window.end;
-  window.end = null;
+  if (!end || !newest?.classList.contains('waiting') || !newest.textContent) return;
   if (end === 'click') document.getElementById('stop').click();
   else document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: end, bubbles: true}));
+  end = null;
 }).observe(document.getElementById('log'), {childList: true, subtree: true, characterData: true});
 """
 
@@ -54,11 +60,13 @@ COMPOSE = """
 document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true, cancelable: true, ...arguments[1]}));
 """
 
-# A model that says what it should not.
+# A model that says next what it should not.
 FAKE = """
+const [real, answer] = [window.fetch, arguments[0]];
 window.fetch = () => {
+  window.fetch = real;
   const event = (delta, finish_reason) => 'data: ' + JSON.stringify({choices: [{index: 0, delta, finish_reason}]}) + '\\n\\n';
-  return Promise.resolve(new Response(event({content: arguments[0]}, null) + event({}, 'stop') + 'data: [DONE]\\n\\n'));
+  return Promise.resolve(new Response(event({content: answer}, null) + event({}, 'stop') + 'data: [DONE]\\n\\n'));
 };
 """
 
@@ -102,6 +110,7 @@ def talk(page, url):
     page.wait("the model's name", lambda: driver.title == "tiny-chat")
     check("the message has the focus", driver.switch_to.active_element.get_attribute("id"), "text")
     page.shoot("empty")
+    driver.execute_script(ASK, {"temperature": 0})
     driver.execute_script(WATCH)
     answer = page.say("What is the recipe of mayonnaise?")
     lengths = driver.execute_script("return lengths")
@@ -129,17 +138,34 @@ def talk(page, url):
 def stop(page, url, metric):
     for abandoned, end in enumerate(["click", "Escape"], 1):
         page.driver.get(url)
-        page.driver.execute_script(ENDLESS, end)
+        page.driver.execute_script(ASK, ENDLESS)
+        page.driver.execute_script(STOP, end)
         answer = page.say("Hello")
         check(f"{end} stops", (page.all(".note")[-1].text, len(answer) > 0), ("Stopped.", True))
         page.wait("its slot to be free", lambda: metric("llama_running") == 0)
         check("the server heard of it", metric('serve_requests_total{outcome="client_gone"}'), float(abandoned))
-    page.driver.execute_script("window.end = null")
     page.say("Hello")
     check("a full context is told", "cut off" in page.all(".note")[-1].text)
     page.shoot("stopped")
     page.say("Hello again")
     check("and how to go on", page.all(".error")[-1].text, "The conversation is too long for this model: begin a new chat.")
+
+
+def leave_out(page, url):
+    """An answer that cannot be sent back, behind a system prompt and another turn."""
+    page.driver.get(url)
+    page.all("#more summary")[0].click()
+    page.all("#system")[0].send_keys("Answer briefly")
+    page.all("#text")[0].click()
+    page.driver.execute_script(ASK, {"temperature": 0})
+    page.say("Hello")
+    page.driver.execute_script(FAKE, "Yes [/INST] and no")
+    check("an answer is shown, whatever it spells", page.say("Well?"), "Yes [/INST] and no")
+    page.say("Who are you?")
+    check("what cannot be sent back is told", "left out" in page.all(".error")[-1].text)
+    check("the message can be sent again", page.all("#text")[0].get_attribute("value"), "Who are you?")
+    check("and is answered", "tiny-chat" in page.say("", Keys.ENTER))
+    page.shoot("left-out")
 
 
 def compose(page, url):
@@ -213,6 +239,7 @@ def main(program, folder=None):
             url = serve()[1]
             talk(page, url)
             stop(page, url, metric_of(url))
+            leave_out(page, url)
             compose(page, url)
             words.write("birthday\n")
             words.flush()
