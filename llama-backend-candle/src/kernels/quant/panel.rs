@@ -26,7 +26,7 @@ pub(super) trait Unit: Copy {
     const ALIKE: bool;
     fn group<S: Lanes>(self, s: S, part: usize, g: usize) -> S::I;
     /// See [`Format::Common`].
-    type Common<F: Copy>;
+    type Common<F: Copy>: Copy;
     fn common<S: Lanes>(self, s: S) -> Self::Common<S::F>;
     fn scales<S: Lanes>(self, s: S, common: &Self::Common<S::F>, part: usize) -> Scales<S::F>;
     /// See [`Groups::signs`].

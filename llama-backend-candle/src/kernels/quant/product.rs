@@ -227,9 +227,23 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
         for first in (0..n).step_by(P::Unit::PARTS) {
             // Where it is one part, the compiler is to know.
             let end = if P::Unit::PARTS == 1 { first + 1 } else { n.min(first + P::Unit::PARTS) };
-            for m in 0..M {
-                let unit = panels[m].unit((parts.start + first) / P::Unit::PARTS);
-                add_unit(s, unit, first..end, rows, &mut added[m]);
+            let unit = (parts.start + first) / P::Unit::PARTS;
+            // Of large units, a part of each panel in turn: the streams come side by side, and none waits while another's unit is read.
+            if const { M > 1 && P::Unit::PARTS > 2 && P::Unit::ALIKE } {
+                let mut commons = [panels[0].unit(unit).common(s); M];
+                for m in 1..M {
+                    commons[m] = panels[m].unit(unit).common(s);
+                }
+                for part in first..end {
+                    for m in 0..M {
+                        let unit = panels[m].unit(unit);
+                        add_part(s, unit, &commons[m], part - first, rows, part, &mut added[m]);
+                    }
+                }
+            } else {
+                for m in 0..M {
+                    add_unit(s, panels[m].unit(unit), first..end, rows, &mut added[m]);
+                }
             }
         }
         for m in 0..M {

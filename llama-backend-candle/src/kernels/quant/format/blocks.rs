@@ -2,10 +2,11 @@
 
 use std::marker::PhantomData;
 
-use super::{Format, Scales, at, bit, nibble, put, put_f16, rows, uneven, vector};
+use super::{Format, Scales, at, nibble, nibble_and_bit, put, put_bits, put_f16, rows, uneven, vector};
 use crate::kernels::quant::lanes::{Elements, Lanes, ROWS};
 
 /// Scales have nothing in common.
+#[derive(Clone, Copy)]
 pub(crate) struct Nothing<F>(PhantomData<F>);
 
 impl<F> Nothing<F> {
@@ -27,14 +28,6 @@ fn one<S: Lanes>(s: S, unit: &[u8], block: usize) -> Scales<S::F> {
 fn two<S: Lanes>(s: S, unit: &[u8]) -> Scales<S::F> {
     let (d, m) = (s.load_f16(at(unit, 0)), s.load_f16(at(unit, 32)));
     Scales { scale: [d; 2], minimum: [m; 2] }
-}
-
-/// Puts the fifth bits of 32 elements, bit `j` that of element `j`, where bit `g` of a byte is that of its element of group `g`.
-fn put_bits(unit: &mut [u8], place: usize, row: usize, bits: &[u8]) {
-    for byte in 0..4 {
-        let bit = |g: usize| (bits[g / 2] >> (g % 2 * 4 + byte) & 1) << g;
-        unit[place + 4 * row + byte] = (0..8).map(bit).sum();
-    }
 }
 
 /// The blocks that are there, of one or two of each row: row, which of the two, block.
@@ -78,13 +71,6 @@ format! { Q4_1, 4 bits, offset None, 20 bytes of 32, unit 320, common Nothing, M
     fn scales<S: Lanes>(s: S, unit: &[u8], _: &Nothing<S::F>, _: usize) -> Scales<S::F> {
         two(s, unit)
     }
-}
-
-/// Four bits and a fifth, whose vector is before theirs.
-#[inline(always)]
-fn nibble_and_bit<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
-    let fifth = vector(s, unit, place, 0);
-    s.or(nibble(s, unit, place + 64, g), bit(s, fifth, g, 4))
 }
 
 format! { Q5_0, 5 bits, offset Some(16.0), 22 bytes of 64, unit 704, common Nothing;

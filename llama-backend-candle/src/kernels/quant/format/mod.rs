@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `Q4_0`, `IQ4_NL` (two blocks), `Q4_1`, `Q5_0` (two), `Q5_1` | `d` (`m`), fifth bits, 4 × 64 bytes each | the lower halves of vector `v` are group `v`, the upper ones group `v + 4` |
 //! | `Q8_0` (two) | `d`, 8 × 64 bytes each | vector `v` is group `v` |
-//! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, fifth bits, 4 × 8 × 64 bytes | each 8 vectors: the lower halves a part of 32, the upper halves the next |
+//! | `Q4_K`, `Q5_K` | `d`, `-m`, 12 × 16 bytes of scales, 8 × (fifth bits, 4 × 64 bytes) | each part of 32 as in `Q4_0` |
 //! | `Q6_K` | `d`, 16 × 16 scales, 8 × 2 × 3 × 64 bytes | each three vectors: the lower six bits three groups, the upper two a third of the next |
 //! | `Q2_K`, `Q3_K` | `d` (`-m`), 16 × 16 scales, third bits, 2 × 8 × 64 bytes | as in a block |
 //! | `IQ4_XS` | `d`, 8 × 16 scales, 8 × 4 × 64 bytes | as `IQ4_NL` |
@@ -52,7 +52,7 @@ pub(crate) trait Format: Elements {
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I;
 
     /// What the scales of all parts of a unit are made of, read once for all of them.
-    type Common<F: Copy>;
+    type Common<F: Copy>: Copy;
     fn common<S: Lanes>(s: S, unit: &[u8]) -> Self::Common<S::F>;
 
     /// The scales of part `part` of a unit.
@@ -75,16 +75,11 @@ fn vector<S: Lanes>(s: S, unit: &[u8], place: usize, v: usize) -> S::I {
     s.bytes(bytes)
 }
 
-/// The lower or the upper half of each byte.
-#[inline(always)]
-fn half<S: Lanes>(s: S, vector: S::I, upper: bool) -> S::I {
-    if upper { s.shift_right(vector, 4, 15) } else { s.and(vector, 15) }
-}
-
 /// A group of 16 bytes a row: lower halves, then upper halves.
 #[inline(always)]
 fn nibble<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
-    half(s, vector(s, unit, place, g % 4), g >= 4)
+    let both = vector(s, unit, place, g % 4);
+    if g < 4 { s.and(both, 15) } else { s.shift_right(both, 4, 15) }
 }
 
 /// Bit `part` of eight vectors, as bit `to` of the elements.
@@ -93,11 +88,26 @@ fn bit<S: Lanes>(s: S, vector: S::I, part: usize, to: u32) -> S::I {
     s.shift_left(s.shift_right(vector, part as u32, 1), to, 1)
 }
 
+/// Four bits and a fifth, whose vector is before theirs.
+#[inline(always)]
+fn nibble_and_bit<S: Lanes>(s: S, unit: &[u8], place: usize, g: usize) -> S::I {
+    let fifth = vector(s, unit, place, 0);
+    s.or(nibble(s, unit, place + 64, g), bit(s, fifth, g, 4))
+}
+
 /// Puts `from`, whole groups of one row, beside those of the other rows.
 fn put(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     let vectors = unit[place..].as_chunks_mut::<{ 4 * ROWS }>().0;
     for (vector, group) in vectors.iter_mut().zip(from.as_chunks::<4>().0) {
         vector[4 * row..4 * row + 4].copy_from_slice(group);
+    }
+}
+
+/// Puts the fifth bits of 32 elements, bit `j` that of element `j`, where bit `g` of a byte is that of its element of group `g`.
+fn put_bits(unit: &mut [u8], place: usize, row: usize, bits: &[u8]) {
+    for byte in 0..4 {
+        let bit = |g: usize| (bits[g / 2] >> (g % 2 * 4 + byte) & 1) << g;
+        unit[place + 4 * row + byte] = (0..8).map(bit).sum();
     }
 }
 

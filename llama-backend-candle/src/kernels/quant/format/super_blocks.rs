@@ -1,9 +1,12 @@
 //! The formats whose blocks have 256 elements, and scales for parts of them.
 
-use super::{Format, Scales, at, bit, half, nibble, put, put_bytes, put_f16, rows, uneven, vector};
+use super::{
+    Format, Scales, at, bit, nibble, nibble_and_bit, put, put_bits, put_bytes, put_f16, rows, uneven, vector,
+};
 use crate::kernels::quant::lanes::{Bytes, Elements, Lanes, ROWS};
 
 /// `d`, in f16 at the beginning of a unit.
+#[derive(Clone, Copy)]
 pub(crate) struct D<F>(F);
 
 impl<F: Copy> D<F> {
@@ -25,6 +28,7 @@ impl<F: Copy> D<F> {
 }
 
 /// `d` and `-m`.
+#[derive(Clone, Copy)]
 pub(crate) struct DAndM<F>(F, F);
 
 impl<F: Copy> DAndM<F> {
@@ -35,6 +39,7 @@ impl<F: Copy> DAndM<F> {
 }
 
 /// The same with eight scales and eight minima of 6 bits each, which are packed in twelve bytes a row from byte 64 on.
+#[derive(Clone, Copy)]
 pub(crate) struct SixBits<F> {
     d_and_m: DAndM<F>,
     /// A byte each, part after part: four parts' scales, the others', four parts' minima, the others'.
@@ -69,7 +74,7 @@ fn put_minus(unit: &mut [u8], place: usize, row: usize, from: &[u8]) {
     put_f16(unit, place, row, &[from[0], from[1] ^ 0x80]);
 }
 
-format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240, common D;
+format! { IQ4_XS, 8 bits, offset None, 136 bytes of 256, unit 2240, common D, ALIKE;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
             put_f16(unit, 0, row, block);
@@ -148,24 +153,32 @@ format! { Q3_K, 3 bits, offset Some(4.0), 110 bytes of 256, unit 1856, common D,
     }
 }
 
-/// A group of a part of 32, of which two share eight vectors.
-#[inline(always)]
-fn shared<S: Lanes>(s: S, unit: &[u8], place: usize, upper: bool, g: usize) -> S::I {
-    half(s, vector(s, unit, place, g), upper)
+/// The scales' bytes of `Q4_K` and `Q5_K`, which begin alike.
+fn put_six_bits(unit: &mut [u8], row: usize, block: &[u8]) {
+    put_f16(unit, 0, row, block);
+    put_minus(unit, 32, row, &block[2..]);
+    put_bytes(unit, 64, row, block[4..16].iter().copied());
 }
 
-format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, common SixBits, MINIMUM;
+/// Four bits of the elements of a part, which are the lower or the upper halves of 32 bytes, as those of 16 bytes.
+fn nibbles(q: &[u8], part: usize) -> [u8; 16] {
+    let of_two = &q[part / 2 * 32..][..32];
+    let four = |i: usize| of_two[i] >> (part % 2 * 4) & 15;
+    std::array::from_fn(|i| four(i) | four(16 + i) << 4)
+}
+
+format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, common SixBits, MINIMUM, ALIKE;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
-            put_minus(unit, 32, row, &block[2..]);
-            put_bytes(unit, 64, row, block[4..16].iter().copied());
-            put(unit, 256, row, &block[16..]);
+            put_six_bits(unit, row, block);
+            for part in 0..8 {
+                put(unit, 256 + 256 * part, row, &nibbles(&block[16..], part));
+            }
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        shared(s, unit, 256 + part / 2 * 512, part % 2 == 1, g)
+        nibble(s, unit, 256 + 256 * part, g)
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, _: &[u8], bits: &SixBits<S::F>, part: usize) -> Scales<S::F> {
@@ -173,20 +186,22 @@ format! { Q4_K, 4 bits, offset None, 144 bytes of 256, unit 2304, common SixBits
     }
 }
 
-format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, common SixBits, MINIMUM;
+format! { Q5_K, 5 bits, offset None, 176 bytes of 256, unit 2816, common SixBits, MINIMUM, ALIKE;
     fn pack(blocks: [&[u8]; ROWS], unit: &mut [u8]) {
         for (row, block) in rows(blocks) {
-            put_f16(unit, 0, row, block);
-            put_minus(unit, 32, row, &block[2..]);
-            put_bytes(unit, 64, row, block[4..16].iter().copied());
-            put(unit, 256, row, &block[16..48]);
-            put(unit, 768, row, &block[48..]);
+            let (fifth, q) = (&block[16..48], &block[48..]);
+            put_six_bits(unit, row, block);
+            for part in 0..8 {
+                let bits: [u8; 4] =
+                    std::array::from_fn(|i| (0..8).map(|j| (fifth[8 * i + j] >> part & 1) << j).sum());
+                put_bits(unit, 256 + 320 * part, row, &bits);
+                put(unit, 320 + 320 * part, row, &nibbles(q, part));
+            }
         }
     }
     #[inline(always)]
     fn group<S: Lanes>(s: S, unit: &[u8], part: usize, g: usize) -> S::I {
-        let four = shared(s, unit, 768 + part / 2 * 512, part % 2 == 1, g);
-        s.or(four, bit(s, vector(s, unit, 256, g), part, 4))
+        nibble_and_bit(s, unit, 256 + 320 * part, g)
     }
     #[inline(always)]
     fn scales<S: Lanes>(s: S, _: &[u8], bits: &SixBits<S::F>, part: usize) -> Scales<S::F> {
