@@ -294,12 +294,12 @@ fn add_part<S: Lanes, U: Unit, const N: usize>(
     for i in 0..N {
         x[i] = &rows[i][block];
     }
-    let scales = unit.scales(s, common, part);
     let groups = PartOf { unit, part };
     let quads = x.map(|x| &x.q);
     if U::Format::BY_16 {
         let first = s.dots::<_, N, 0, 4>(groups, quads);
         let second = s.dots::<_, N, 4, 8>(groups, quads);
+        let scales = unit.scales(s, common, part);
         for i in 0..N {
             let dots = [
                 whole::<S, U::Format>(s, first[i], x[i].minus_sum[1]),
@@ -309,6 +309,7 @@ fn add_part<S: Lanes, U: Unit, const N: usize>(
         }
     } else {
         let dots = s.dots::<_, N, 0, 8>(groups, quads);
+        let scales = unit.scales(s, common, part);
         for i in 0..N {
             let dot = whole::<S, U::Format>(s, dots[i], x[i].minus_sum[0]);
             added[i] = add::<S, U::Format>(s, dot, &scales, x[i], added[i]);
