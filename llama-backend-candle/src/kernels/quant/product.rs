@@ -228,8 +228,8 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
             // Where it is one part, the compiler is to know.
             let end = if P::Unit::PARTS == 1 { first + 1 } else { n.min(first + P::Unit::PARTS) };
             let unit = (parts.start + first) / P::Unit::PARTS;
-            // Of large units, a part of each panel in turn: the streams come side by side, and none waits while another's unit is read.
-            if const { M > 1 && P::Unit::PARTS > 2 && P::Unit::ALIKE } {
+            // A part of each panel in turn: a unit of so many is 2 KiB or more, and memory idles on a stream while the others' are read.
+            if const { M > 1 && P::Unit::ALIKE } {
                 let mut commons = [panels[0].unit(unit).common(s); M];
                 for m in 1..M {
                     commons[m] = panels[m].unit(unit).common(s);
@@ -296,6 +296,8 @@ fn add_part<S: Lanes, U: Unit, const N: usize>(
     }
     let groups = PartOf { unit, part };
     let quads = x.map(|x| &x.q);
+    // Scales are read after the products. Before, they would lie on the stack meanwhile, and a store there delays what is read of an
+    // address with the same lower twelve bits.
     if U::Format::BY_16 {
         let first = s.dots::<_, N, 0, 4>(groups, quads);
         let second = s.dots::<_, N, 4, 8>(groups, quads);
