@@ -65,7 +65,7 @@ impl<'a, F: Format> Direct<'a, F> {
             return;
         }
         let bytes = F::UNIT / Self::PARTS;
-        // Of 256 elements a row, the first parts read scales, and of most types bits, that the others need too: more than their share.
+        // Of 256 elements a row, the first parts read scales, and of some types bits, that the others need too: more than their share.
         let ahead = S::AHEAD + if Self::PARTS == 8 { F::UNIT / 2 } else { 0 };
         s.prefetch_share(self.0.as_ptr().wrapping_add(part * bytes + ahead), bytes, g, 8);
     }

@@ -228,12 +228,13 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
             // Where it is one part, the compiler is to know.
             let end = if P::Unit::PARTS == 1 { first + 1 } else { n.min(first + P::Unit::PARTS) };
             let unit = (parts.start + first) / P::Unit::PARTS;
-            // A part of each panel in turn: a unit of so many is 2 KiB or more, and memory idles on a stream while the others' are read.
-            if const { M > 1 && P::Unit::ALIKE } {
-                let mut commons = [panels[0].unit(unit).common(s); M];
-                for m in 1..M {
-                    commons[m] = panels[m].unit(unit).common(s);
-                }
+            let mut commons = [panels[0].unit(unit).common(s); M];
+            for m in 1..M {
+                commons[m] = panels[m].unit(unit).common(s);
+            }
+            // A part of each panel in turn: memory idles on a stream while a whole unit of each other is read, 2 KiB or more. But straight
+            // code where parts lie in several ways, for what waits for memory: else it would be long for nothing.
+            if const { N > STREAMED || P::Unit::ALIKE } {
                 for part in first..end {
                     for m in 0..M {
                         let unit = panels[m].unit(unit);
@@ -242,7 +243,10 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
                 }
             } else {
                 for m in 0..M {
-                    add_unit(s, panels[m].unit(unit), first..end, rows, &mut added[m]);
+                    let unit = panels[m].unit(unit);
+                    each_of_eight!(WAY: if WAY < P::Unit::PARTS && first + WAY < end {
+                        add_part(s, unit, &commons[m], WAY, rows, first + WAY, &mut added[m]);
+                    });
                 }
             }
         }
@@ -251,31 +255,6 @@ impl<P: Panel, const N: usize, const M: usize> RowsKernel for Tile<'_, '_, P, N,
                 s.store(added[m][i], &mut sums[m][i]);
             }
         }
-    }
-}
-
-/// Adds the products of a unit's parts for those blocks of each of `N` rows.
-#[inline(always)]
-fn add_unit<S: Lanes, U: Unit, const N: usize>(
-    s: S,
-    unit: U,
-    parts: Range<usize>,
-    rows: [&[Block]; N],
-    added: &mut [S::F; N],
-) {
-    let common = unit.common(s);
-    // Straight code where parts lie in several ways, for what waits for memory: else it would be long for nothing.
-    if const { N > STREAMED || U::ALIKE } {
-        for part in parts.clone() {
-            add_part(s, unit, &common, part - parts.start, rows, part, added);
-        }
-    } else {
-        each_of_eight!(WAY: if WAY < U::PARTS {
-            let part = parts.start + WAY;
-            if part < parts.end {
-                add_part(s, unit, &common, WAY, rows, part, added);
-            }
-        });
     }
 }
 
